@@ -1,0 +1,92 @@
+"""Every setting of `colocate serve`, loaded once and frozen. Flags, environment and YAML use these names.
+
+Facts found at run time (units of the device, number of KV blocks) are not settings and live elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+DeviceKind = Literal["auto", "cpu", "cuda", "emulated"]
+Mode = Literal["colocated", "shared"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfigSection:
+    model: str = "demo"  # a Hugging Face directory, a hub id, or "demo" for the embedded model
+    served_model_name: tuple[str, ...] = ()  # empty: the name given as `model`
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    max_model_len: int | None = None  # None: the model's own
+    deterministic: bool = False  # reductions independent of batch, plan and phase
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSection:
+    device: DeviceKind = "auto"
+    units: int | None = None  # cores to use; emulated: units of the device. None: all that this process may use
+    profile: str | None = None  # emulated: a profile file; None is zero device time
+    faults: tuple[str, ...] = ()  # emulated: injected faults, e.g. "decode:exit@step=100"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySection:
+    kv_memory: int = 1 * GIB  # bytes of the KV pool
+    block_size: int = 16  # tokens per KV block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSection:
+    mode: Mode = "colocated"
+    plan: str = "elastic"  # "elastic", or "static:PLAN" (a bare plan name means static)
+    max_num_seqs: int = 64  # rows of the standing decode batch
+    max_num_batched_tokens: int = 512  # tokens of one prefill forward
+    max_queue: int = 256  # waiting requests; more are answered 429
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSection:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: tuple[str, ...] = ()  # empty: no key needed
+    admin_key: str | None = None  # for calls that change the daemon; falls back to api_key
+    max_body_bytes: int = 4 * 1024 * 1024
+    header_timeout_s: float = 15.0  # a client that opens a connection and stalls
+    stream_buffer_bytes: int = 1024 * 1024  # unread output of one client
+    slow_client_timeout_s: float = 30.0  # then it is cut off
+    keepalive_s: float = 10.0  # SSE comment while a prompt waits
+    metrics_compat: tuple[str, ...] = ()  # "vllm" adds vLLM's metric names
+    drain_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisorSection:
+    start_timeout_s: float = 300.0  # for one process to become ready
+    heartbeat_timeout_s: float = 3.0  # silence after which a process is declared dead
+    progress_factor: float = 20.0  # a slice or step may take this many times its prediction ...
+    progress_floor_s: float = 10.0  # ... but at least this, before its worker is declared hung
+    max_restarts: int = 3  # per role within restart_window_s; then give up with exit code 1
+    restart_window_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySection:
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"
+    event_log: str | None = None  # directory; every event and command of the engine, for `colocate replay`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    model: ModelConfigSection = field(default_factory=ModelConfigSection)
+    device: DeviceSection = field(default_factory=DeviceSection)
+    memory: MemorySection = field(default_factory=MemorySection)
+    scheduler: SchedulerSection = field(default_factory=SchedulerSection)
+    http: HttpSection = field(default_factory=HttpSection)
+    supervisor: SupervisorSection = field(default_factory=SupervisorSection)
+    telemetry: TelemetrySection = field(default_factory=TelemetrySection)

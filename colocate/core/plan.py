@@ -1,0 +1,79 @@
+"""Partition plans: which units of the device each phase gets.
+
+Units are numbered 0 .. total-1. Decode takes units from the low end, prefill from the high end, so every split of the
+table cuts one line in two and a switch moves the border. Only `shared` overlaps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from colocate.errors import ConfigError
+from colocate.types import Role
+
+SHARED = "shared"
+ALL_PREFILL = "all-prefill"
+ALL_DECODE = "all-decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A share of units for each phase. A phase with 0 units does not run while the plan is in force."""
+
+    name: str
+    prefill_units: int
+    decode_units: int
+
+    def units_of(self, role: Role, total_units: int) -> tuple[int, ...]:
+        """The unit numbers of one worker, ascending."""
+        if role is Role.DECODE:
+            return tuple(range(self.decode_units))
+        return tuple(range(total_units - self.prefill_units, total_units))
+
+    @property
+    def is_split(self) -> bool:
+        return self.prefill_units > 0 and self.decode_units > 0 and self.name != SHARED
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTable:
+    """Every legal plan of a device, in a fixed order: the index of a plan is what the board's plan word carries."""
+
+    total_units: int
+    plans: tuple[Plan, ...]
+    default_split: str
+
+    def index_of(self, name: str) -> int:
+        for index, plan in enumerate(self.plans):
+            if plan.name == name:
+                return index
+        names = ", ".join(plan.name for plan in self.plans)
+        raise ConfigError("plan", f"this device has no plan named {name!r}", f"choose one of: {names}")
+
+    def by_name(self, name: str) -> Plan:
+        return self.plans[self.index_of(name)]
+
+
+def split_name(prefill_units: int, decode_units: int) -> str:
+    return f"p{prefill_units}d{decode_units}"
+
+
+def build_plan_table(total_units: int, granularity: int = 1) -> PlanTable:
+    """Every split whose decode share is a multiple of `granularity`, then all-prefill, all-decode and shared.
+
+    With fewer than two atoms nothing can be split and `shared` is the only plan. The default split gives decode about
+    a third of the atoms: a decode step is bound by memory bandwidth and saturates early, a prefill is not.
+    """
+    if total_units < 1 or granularity < 1:
+        raise ConfigError("device", f"cannot partition {total_units} units in steps of {granularity}")
+    shared = Plan(SHARED, total_units, total_units)
+    num_atoms = total_units // granularity
+    if num_atoms < 2:
+        return PlanTable(total_units, (shared,), SHARED)
+    splits = tuple(
+        Plan(split_name(total_units - decode_units, decode_units), total_units - decode_units, decode_units)
+        for decode_units in range(granularity, (num_atoms - 1) * granularity + 1, granularity)
+    )
+    default = splits[max(1, round(num_atoms / 3)) - 1]
+    ends = (Plan(ALL_PREFILL, total_units, 0), Plan(ALL_DECODE, 0, total_units))
+    return PlanTable(total_units, (*splits, *ends, shared), default.name)

@@ -1,0 +1,87 @@
+"""What a worker loop asks of the thing that computes: the seam between loops and models.
+
+Two implementations: `worker/model_executor.py` runs a real model on the device's kernels; `device/emulated/executor.py`
+draws deterministic tokens and takes its time from a profile. Loops hold the bookkeeping (inbox, board, standing batch,
+reports); executors hold the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from colocate.messages.prefill import PrefillBatch, PrefillRowDone
+from colocate.messages.sampling import SampleState, TokenLogprob
+from colocate.types import BlockId, Incarnation, RequestId, TokenId
+
+
+class PrefillForward(Protocol):
+    """One forward under way. Owned by the executor that began it; at most one at a time (two with a set-aside)."""
+
+    def run_slice(self) -> bool:
+        """Run the next layer slice on the units in force now. True once all layers and the sampling are done.
+
+        Writes KV of the rows' positions into their blocks, nothing else.
+        """
+        ...
+
+    def drop_rows(self, rows: set[tuple[RequestId, Incarnation]]) -> None:
+        """Between slices: these rows are cancelled. From here on their blocks are neither read nor written."""
+        ...
+
+    def results(self) -> list[PrefillRowDone]:
+        """After run_slice returned True: one entry per row that was not dropped, in batch order."""
+        ...
+
+
+class PrefillExecutor(Protocol):
+    def begin(self, batch: PrefillBatch) -> PrefillForward:
+        """Prepare a forward; no kernel runs yet. The batch is not modified."""
+        ...
+
+    def units_changed(self, num_units: int) -> None:
+        """The partition in force has this many units from the next slice on (0: nothing will be run)."""
+        ...
+
+
+@dataclass(slots=True)
+class StandingRow:
+    """A row of the standing batch, owned by the decode loop; executors read it and keep no reference to it.
+
+    `context_len` positions of KV are written; the next step feeds `last_token_id` at position `context_len`.
+    `output_token_ids` grows by the loop after every step and is complete only where a penalty needs it.
+    """
+
+    request_id: RequestId
+    incarnation: Incarnation
+    last_token_id: TokenId
+    context_len: int
+    block_table: list[BlockId]
+    sample: SampleState
+    position: int  # the output position the next step draws
+    output_token_ids: list[TokenId] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTokens:
+    """Result of one decode step: `token_ids[i]` belongs to `rows[i]`; `logprobs[i]` where that row asked for it."""
+
+    token_ids: list[TokenId]
+    logprobs: list[TokenLogprob | None] | None = None
+
+
+class DecodeExecutor(Protocol):
+    def step(self, rows: Sequence[StandingRow], version: int) -> StepTokens:
+        """One forward over these rows: write KV of `last_token_id` at `context_len`, sample the next token of each.
+
+        `rows` is never empty and each row has a slot for `context_len`. `version` changes whenever rows, their order
+        or a block table changed since the last call, so tensors derived from those may be cached under it; while it
+        stays the same, each row's `last_token_id` is the token the previous step returned for it and `context_len`
+        and `position` grew by one.
+        """
+        ...
+
+    def units_changed(self, num_units: int) -> None:
+        """The partition in force has this many units from the next step on (0: nothing will be run)."""
+        ...
