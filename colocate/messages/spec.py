@@ -1,0 +1,41 @@
+"""What the supervisor hands a child at birth (MessagePack on its standard input)."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from colocate.config.serve import ServeConfig
+from colocate.types import Role
+
+
+class RuntimeFacts(Struct, frozen=True):
+    """Facts found at start, the same for every process of one run."""
+
+    device_kind: str  # cpu, cuda, emulated
+    device_name: str
+    total_units: int
+    unit_granularity: int
+    unit_ids: tuple[int, ...]  # operating-system numbers of the units: CPU core ids, in plan order
+    model_name: str  # what /v1/models lists first
+    model_dir: str  # where config.json, tokenizer and templates are
+    dtype: str  # float32 or bfloat16: of weights and KV
+    vocab_size: int
+    max_model_len: int
+    num_blocks: int
+    block_size: int
+
+
+class ProcessSpec(Struct, frozen=True):
+    """Everything one child needs. Descriptors are numbers in the child (inherited)."""
+
+    role: Role
+    incarnation: int  # of this process
+    epoch: int  # of the engine
+    run_id: str  # random, unique per run: prefix of every abstract socket address
+    config: ServeConfig
+    facts: RuntimeFacts
+    control_fd: int  # SOCK_SEQPACKET to the supervisor
+    board_fd: int  # memfd of the board
+    engine_address: str = ""  # where this process connects (worker, frontend) or binds for the frontend (engine)
+    keeper_address: str = ""  # abstract Unix socket of the keeper
+    listen_fd: int = -1  # frontend: the listening TCP socket, bound by the supervisor
