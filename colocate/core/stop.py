@@ -1,4 +1,4 @@
-"""When a request ends by itself: the one rule that the engine (first token) and the decode worker (all others) share."""
+"""When a request ends by itself: one rule for the engine (first token) and the decode worker (all others)."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ class Submit(Struct, frozen=True, tag=True, omit_defaults=True):
     arrival_ns: int  # monotonic, when the HTTP request was read
     output_token_ids: list[TokenId] = []
     priority: int = 0
+    resubmitted: bool = False  # was admitted before: the queue bound does not apply again
 
 
 class Abort(Struct, frozen=True, tag=True):

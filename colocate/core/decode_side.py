@@ -1,0 +1,251 @@
+"""The decode phase of the engine: the standing batch as the engine sees it, blocks grown ahead, preemption, loss."""
+
+from __future__ import annotations
+
+from colocate.core.books import Books
+from colocate.core.prefill_side import POISON_MESSAGE
+from colocate.core.request import NEVER, AfterLeave, Ending, Request, Stage
+from colocate.core.suspects import Suspects
+from colocate.messages.control import PoisonFailed
+from colocate.messages.decode import DecodeRow, StepReport, StepRow
+from colocate.messages.prefill import BatchFailed
+from colocate.types import FinishReason, Incarnation, RequestId, Role
+
+# A starving row forces a preemption only this close to its last slot: until then another row may end by itself.
+PREEMPT_MARGIN_TOKENS = 2
+
+
+class DecodeSide:
+    """`ready` holds READY requests, `rows` DECODING and LEAVING ones, `starved` the rows that wait for a block."""
+
+    __slots__ = ("_books", "num_masked", "online", "ready", "rows", "starved", "suspects")
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self.ready: dict[RequestId, Request] = {}
+        self.rows: dict[RequestId, Request] = {}
+        self.starved: dict[RequestId, Request] = {}
+        self.suspects = Suspects()
+        self.online = False
+        self.num_masked = 0
+
+    @property
+    def busy(self) -> bool:
+        return self.online and bool(self.rows)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows) + len(self.ready)
+
+    # -- joining ---------------------------------------------------------------------------------------------------
+
+    def hand_over(self, request: Request) -> None:
+        """A prefilled request waits for `fill`, which follows in the same event."""
+        request.move(Stage.READY, self._books.now_ns)
+        self.ready[request.request_id] = request
+
+    def fill(self) -> None:
+        """Join whoever may join: everybody, or the one suspect on trial."""
+        if not self.online or not self.ready:
+            return
+        if self.suspects.trial in self.rows:
+            return
+        candidates = [request for request in self.ready.values() if request.request_id in self.suspects]
+        if not candidates:
+            for request in list(self.ready.values()):
+                self._join(request)
+            return
+        if self.rows:
+            for request in list(self.rows.values()):
+                if request.stage is Stage.DECODING:
+                    self.leave(request, AfterLeave.PARK)
+        else:
+            suspect = min(candidates, key=lambda request: request.order)
+            self.suspects.trial = suspect.request_id
+            self._join(suspect)
+
+    def _join(self, request: Request) -> None:
+        del self.ready[request.request_id]
+        request.incarnation += 1
+        request.move(Stage.DECODING, self._books.now_ns)
+        self.rows[request.request_id] = request
+        self._set_grow_at(request)
+        if request.num_computed >= request.grow_at:
+            self._grow(request, announce=False)
+        self._books.outbox.join(
+            DecodeRow(
+                request_id=request.request_id,
+                incarnation=request.incarnation,
+                last_token_id=request.output_token_ids[-1],
+                context_len=request.num_computed,
+                block_table=list(request.block_table),
+                sample=request.sample_state(),
+            )
+        )
+
+    # -- growing ---------------------------------------------------------------------------------------------------
+
+    def _set_grow_at(self, request: Request) -> None:
+        """Ask for the next block when the row enters its last one; never beyond what it can need."""
+        capacity = len(request.block_table) * self._books.pool.block_size
+        if capacity >= request.max_kv_tokens:
+            request.grow_at = NEVER
+        else:
+            request.grow_at = max(capacity - self._books.pool.block_size, 0)
+
+    def _grow(self, request: Request, *, announce: bool = True) -> bool:
+        """One block more, or the row starves. True if it got the block."""
+        pool = self._books.pool
+        if not pool.can_allocate(1) or (self.starved and request.request_id not in self.starved):
+            self.starved[request.request_id] = request
+            return False
+        blocks = pool.allocate(1)
+        request.block_table += blocks
+        self.starved.pop(request.request_id, None)
+        self._set_grow_at(request)
+        if announce:
+            self._books.outbox.grow(request.request_id, request.incarnation, blocks)
+        return True
+
+    def relieve(self) -> None:
+        """Feed starving rows, oldest first; preempt the youngest request where one is about to run dry.
+
+        Draining blocks count as freed soon: while there are any, nobody else is preempted.
+        """
+        pool = self._books.pool
+        while self.starved:
+            request = min(self.starved.values(), key=lambda starving: starving.order)
+            if pool.can_allocate(1):
+                self._grow(request)
+                continue
+            if pool.num_draining or not any(self._runs_dry(starving) for starving in self.starved.values()):
+                return
+            self._preempt_youngest()
+
+    def _runs_dry(self, request: Request) -> bool:
+        capacity = len(request.block_table) * self._books.pool.block_size
+        return capacity - request.num_computed <= PREEMPT_MARGIN_TOKENS
+
+    def _preempt_youngest(self) -> None:
+        running = (request for request in self.rows.values() if request.stage is Stage.DECODING)
+        victim = max((*running, *self.ready.values()), key=lambda request: request.order)
+        victim.num_preemptions += 1
+        self._books.num_preemptions += 1
+        if victim.stage is Stage.READY:
+            del self.ready[victim.request_id]
+            self._books.requeue(victim)
+        else:
+            self.leave(victim, AfterLeave.REQUEUE)
+
+    # -- reports ---------------------------------------------------------------------------------------------------
+
+    def report(self, message: StepReport) -> None:
+        """One completed step. Tokens of a row that is leaving still count: they were drawn before it left."""
+        rows, books = self.rows, self._books
+        for step_row in message.rows:
+            request = rows.get(step_row.request_id)
+            if request is None or request.incarnation != step_row.incarnation:
+                books.num_ignored += 1
+                continue
+            request.num_computed += 1
+            if step_row.finish is not None or request.after_leave is not None:
+                self._last_tokens(request, step_row)
+                continue
+            books.commit(request, step_row.token_id, step_row.logprob, None)
+            if request.num_computed >= request.grow_at:
+                self._grow(request)
+            if request.request_id == self.suspects.trial:
+                self.suspects.progressed(request)
+        for request_id, incarnation in message.left:
+            request = rows.get(request_id)
+            if request is not None and request.incarnation == incarnation and request.stage is Stage.LEAVING:
+                self._let_go(request)
+        self.num_masked += len(message.masked)
+
+    def _last_tokens(self, request: Request, step_row: StepRow) -> None:
+        """A token of a row that ended with it, or that is on its way out. An aborted request says nothing more."""
+        books = self._books
+        is_aborted = request.after_leave is AfterLeave.FINISH
+        if step_row.finish is not None:
+            self._finished(request)
+        if not is_aborted:
+            books.commit(request, step_row.token_id, step_row.logprob, step_row.finish)
+        elif step_row.finish is not None:
+            books.forget(request)
+
+    def _finished(self, request: Request) -> None:
+        """The worker dropped the row by itself: a leave under way is settled, its acknowledgement will be ignored."""
+        del self.rows[request.request_id]
+        self.starved.pop(request.request_id, None)
+        self.suspects.forget(request.request_id)
+        if request.after_leave is not None:
+            self._books.stop_draining(request)
+
+    # -- leaving ---------------------------------------------------------------------------------------------------
+
+    def leave(self, request: Request, after: AfterLeave) -> None:
+        """Take a request out of this phase; its blocks drain until the worker acknowledges."""
+        books = self._books
+        if request.stage is Stage.READY:
+            del self.ready[request.request_id]
+            self.suspects.forget(request.request_id)
+            books.forget(request)
+            return
+        if request.stage is Stage.LEAVING:
+            books.change_after_leave(request, after)
+            return
+        request.move(Stage.LEAVING, books.now_ns)
+        self.starved.pop(request.request_id, None)
+        books.start_draining(request, after)
+        if books.outbox.take_back_join(request.request_id):
+            self._let_go(request)
+        else:
+            books.outbox.leave(request.request_id, request.incarnation)
+
+    def _let_go(self, request: Request) -> None:
+        del self.rows[request.request_id]
+        after = self._books.stop_draining(request)
+        if after is AfterLeave.PARK:
+            request.move(Stage.READY, self._books.now_ns)
+            self.ready[request.request_id] = request
+        elif after is AfterLeave.REQUEUE:
+            self._books.requeue(request)
+        else:
+            self.suspects.forget(request.request_id)
+            self._books.forget(request)
+
+    # -- loss ------------------------------------------------------------------------------------------------------
+
+    def lost(self, kv_trusted: bool) -> None:
+        """The worker is dead and reaped. Rows keep their confirmed KV and join the next worker where they stood."""
+        self.online = False
+        self._books.outbox.drop_worker("decode")
+        self._give_up_rows(list(self.rows.values()), POISON_MESSAGE, charged_to_worker=True)
+        if not kv_trusted:
+            for request in list(self.ready.values()):
+                del self.ready[request.request_id]
+                self._books.requeue(request)
+
+    def failed(self, message: BatchFailed) -> None:
+        """A step raised: the worker lives and has dropped the rows of that step."""
+        named: list[tuple[RequestId, Incarnation]] = message.rows
+        rows = [self.rows[request_id] for request_id, _ in named if request_id in self.rows]
+        current = [request for request in rows if (request.request_id, request.incarnation) in set(named)]
+        self._give_up_rows(current, message.error, charged_to_worker=False)
+
+    def _give_up_rows(self, rows: list[Request], error: str, *, charged_to_worker: bool) -> None:
+        books = self._books
+        for request in rows:
+            self.starved.pop(request.request_id, None)
+            if request.stage is Stage.LEAVING:
+                self._let_go(request)
+                continue
+            convicted = self.suspects.died(request)
+            del self.rows[request.request_id]
+            if convicted:
+                if charged_to_worker:
+                    books.outbox.send("supervisor", PoisonFailed(Role.DECODE, request.request_id))
+                books.end(request, Ending(FinishReason.ERROR, error))
+            else:
+                request.move(Stage.READY, books.now_ns)
+                self.ready[request.request_id] = request
