@@ -1,0 +1,106 @@
+"""Command-line options made from the settings: one option per key, so that flags and keys cannot drift apart."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from colocate.config.settings import SETTINGS, Setting
+
+MODEL_PANEL = "Model"
+DEVICE_PANEL = "Device and partition"
+MEMORY_PANEL = "Memory and scheduling"
+HTTP_PANEL = "HTTP"
+RUNTIME_PANEL = "Supervision"
+LOG_PANEL = "Logs"
+
+# name -> (panel, metavar, help). Order is the order in `--help`.
+HELP: dict[str, tuple[str, str, str]] = {
+    "served_model_name": (MODEL_PANEL, "NAME", "Name clients use; may be repeated. Default: the model's own name."),
+    "revision": (MODEL_PANEL, "REV", "Branch, tag or commit of a hub model."),
+    "dtype": (MODEL_PANEL, "TYPE", "Type of weights and KV: auto, float32, bfloat16. auto keeps what is fast here."),
+    "max_model_len": (MODEL_PANEL, "N", "Longest prompt plus output, in tokens. Default: the model's own limit."),
+    "deterministic": (MODEL_PANEL, "", "Same tokens whatever the batch, plan or worker; somewhat slower."),
+    "seed": (MODEL_PANEL, "N", "Seed of the emulated device's noise."),
+    "device": (DEVICE_PANEL, "KIND", "auto, cpu, cuda or emulated."),
+    "units": (DEVICE_PANEL, "N", "Cores to use (emulated: units of the device). Default: all that are usable."),
+    "plan": (DEVICE_PANEL, "PLAN", "elastic, static:PLAN, or the name of a plan such as p1d1 or shared."),
+    "mode": (DEVICE_PANEL, "MODE", "colocated (each phase on its own units) or shared (no partition; a baseline)."),
+    "profile": (DEVICE_PANEL, "FILE", "Emulated device: latency profile. Default: zero device time."),
+    "faults": (DEVICE_PANEL, "FAULT", "Emulated device: inject a fault, e.g. decode:exit@step=100; may be repeated."),
+    "kv_memory": (MEMORY_PANEL, "SIZE", "Size of the KV pool, e.g. 2GiB."),
+    "block_size": (MEMORY_PANEL, "N", "Tokens per KV block."),
+    "max_num_seqs": (MEMORY_PANEL, "N", "Most requests decoding at once."),
+    "max_num_batched_tokens": (MEMORY_PANEL, "N", "Most tokens in one prefill forward; longer prompts run in chunks."),
+    "max_queue": (MEMORY_PANEL, "N", "Most requests waiting; further ones are answered 429 with Retry-After."),
+    "host": (HTTP_PANEL, "ADDR", "Address to listen on; 0.0.0.0 for all."),
+    "port": (HTTP_PANEL, "PORT", "Port to listen on; 0 takes a free one."),
+    "api_key": (HTTP_PANEL, "KEY", "Key that clients must send as a bearer token; may be repeated."),
+    "admin_key": (HTTP_PANEL, "KEY", "Key for calls that change the daemon. Default: the API keys."),
+    "max_body_bytes": (HTTP_PANEL, "SIZE", "Largest request body; larger ones are answered 413."),
+    "header_timeout_s": (HTTP_PANEL, "S", "Cut a client that opens a connection and sends no request for so long."),
+    "stream_buffer_bytes": (HTTP_PANEL, "SIZE", "Unread output kept for one client."),
+    "slow_client_timeout_s": (HTTP_PANEL, "S", "Cut a client whose buffer stayed full for so long."),
+    "keepalive_s": (HTTP_PANEL, "S", "Send a comment on a silent stream this often."),
+    "metrics_compat": (HTTP_PANEL, "NAMES", "Also publish metrics under other names: vllm."),
+    "drain_timeout_s": (RUNTIME_PANEL, "S", "After Ctrl-C or SIGTERM, let running requests finish for so long."),
+    "start_timeout_s": (RUNTIME_PANEL, "S", "Longest time for one process to become ready."),
+    "heartbeat_timeout_s": (RUNTIME_PANEL, "S", "A process silent for so long is killed and replaced."),
+    "progress_factor": (RUNTIME_PANEL, "X", "A step that takes so many times its prediction is hung ..."),
+    "progress_floor_s": (RUNTIME_PANEL, "S", "... but never before so long."),
+    "max_restarts": (
+        RUNTIME_PANEL,
+        "N",
+        "Restarts of one process within the window before giving up with exit code 1.",
+    ),
+    "restart_window_s": (RUNTIME_PANEL, "S", "That window."),
+    "log_level": (LOG_PANEL, "LEVEL", "debug, info, warning or error."),
+    "log_format": (LOG_PANEL, "FORMAT", "console, json, or auto: console on a terminal."),
+    "event_log": (LOG_PANEL, "DIR", "Record every event and command of the engine there, for `colocate replay`."),
+}
+# Shorter spellings of options that are repeated.
+_ALSO: dict[str, tuple[str, ...]] = {"faults": ("--fault",)}
+
+SERVE_OPTIONS = tuple(HELP)
+# What `colocate generate` needs of them: no HTTP.
+GENERATE_OPTIONS = tuple(name for name in HELP if HELP[name][0] != HTTP_PANEL and name != "max_queue")
+
+
+def with_settings(names: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option per named setting. The command gets those that were given as its `flags` argument:
+    a dict from setting name to text (or bool, or list of text), not yet converted."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def wrapper(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in names}
+            flags = {name: value for name, value in given.items() if value is not None and value != []}
+            command(flags=flags, **arguments)
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != "flags"]
+        wrapper.__signature__ = signature.replace(parameters=own + [_parameter(SETTINGS[name]) for name in names])  # type: ignore[attr-defined]
+        wrapper.__doc__, wrapper.__name__ = command.__doc__, command.__name__
+        return wrapper
+
+    return decorate
+
+
+def _parameter(setting: Setting) -> inspect.Parameter:
+    panel, metavar, text = HELP[setting.name]
+    spellings = (*_ALSO.get(setting.name, ()), setting.flag)
+    if setting.kind is bool:
+        spellings = (f"{setting.flag}/--no-{setting.flag[2:]}",)
+    option = typer.Option(
+        *spellings,
+        help=text,
+        metavar=metavar or None,
+        rich_help_panel=panel,
+        show_default=setting.default_text or False,
+    )
+    kind: Any = bool | None if setting.kind is bool else (list[str] | None if setting.is_list else str | None)
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+    )
