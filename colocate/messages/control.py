@@ -39,6 +39,13 @@ class PoisonFailed(Struct, frozen=True, tag=True):
     request_id: int
 
 
+class ChannelBroken(Struct, frozen=True, tag=True):
+    """Engine -> supervisor: messages of this peer are missing, so nothing it says can be trusted: replace it."""
+
+    role: Role
+    reason: str
+
+
 class EngineAt(Struct, frozen=True, tag=True):
     """Supervisor -> worker, frontend: the engine of this epoch listens at `address`. Drop rows of an older epoch and
     say Hello there (worker); resubmit what is in flight (frontend)."""
@@ -51,6 +58,13 @@ class WorkerStarting(Struct, frozen=True, tag=True):
     """Supervisor -> engine: a worker of this incarnation is being started and will connect at `address`: bind it."""
 
     role: Role
+    incarnation: int
+    address: str
+
+
+class FrontendStarting(Struct, frozen=True, tag=True):
+    """Supervisor -> engine: a new frontend will connect at `address`: bind it."""
+
     incarnation: int
     address: str
 

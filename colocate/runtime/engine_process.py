@@ -1,0 +1,223 @@
+"""The engine process: a driver loop around the pure core.
+
+The driver owns sockets, the clock and the event log; the core owns every decision. Messages that meet a full channel
+wait here in order, and while the frontend's do, nothing more is read from the workers: back-pressure reaches the decode
+worker, which pauses. Nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+from msgspec import Struct
+
+from colocate import __version__
+from colocate.core.engine import Engine, Event
+from colocate.core.outbox import Command, SetPlanWord
+from colocate.core.settings import EngineSettings
+from colocate.errors import ChannelClosed
+from colocate.messages.control import (
+    ChannelBroken,
+    ChildReady,
+    Drain,
+    FrontendGone,
+    FrontendStarting,
+    Shutdown,
+    Tick,
+    WorkerGone,
+    WorkerStarting,
+)
+from colocate.messages.spec import ProcessSpec
+from colocate.telemetry.event_log import EventLogWriter, LogHeader
+from colocate.transport.board import Board
+from colocate.transport.channel import Channel
+from colocate.transport.control import ControlChannel
+from colocate.transport.waiting import wait
+from colocate.transport.zmq_channel import bind_for_frontend, bind_for_worker
+from colocate.types import Role
+
+TICK_S = 0.1
+# How long a dead peer's last messages may take from the kernel's buffer to ours.
+LAST_WORDS_S = 0.005
+MAX_EVENTS_PER_TURN = 64
+
+
+def engine_settings(spec: ProcessSpec) -> EngineSettings:
+    scheduler, facts = spec.config.scheduler, spec.facts
+    return EngineSettings(
+        num_blocks=facts.num_blocks,
+        block_size=facts.block_size,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_queue=scheduler.max_queue,
+        total_units=facts.total_units,
+        unit_granularity=facts.unit_granularity,
+        mode=scheduler.mode,
+        plan=scheduler.plan,
+    )
+
+
+class EngineDriver:
+    """Carries events to the core and commands to their channels."""
+
+    def __init__(self, spec: ProcessSpec, control: ControlChannel, board: Board, channels: dict[Role, Channel]) -> None:
+        self._spec = spec
+        self._control = control
+        self._board = board
+        self._channels = channels
+        self._backlog: dict[Role, deque[Struct]] = {}
+        settings = engine_settings(spec)
+        self._engine = Engine(settings)
+        self._log = _open_log(spec, settings)
+        self._running = True
+        self._next_tick_ns = 0
+        self._carry_out(self._engine.first_commands())
+
+    def run(self) -> None:
+        """Until Shutdown, or until the supervisor is gone."""
+        try:
+            while self._running:
+                self.turn()
+        finally:
+            if self._log is not None:
+                self._log.close()
+            for channel in self._channels.values():
+                channel.close()
+
+    def turn(self) -> None:
+        """Wait for anything to happen, then handle what has."""
+        timeout_s = 0.001 if any(self._backlog.values()) else max(self._next_tick_ns - time.monotonic_ns(), 0) / 1e9
+        wait([self._control, *self._channels.values()], timeout_s)
+        self._flush_backlog()
+        self._read_control()
+        for role in list(self._channels):
+            if role is Role.FRONTEND or not self._backlog.get(Role.FRONTEND):
+                self._read_channel(role)
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._next_tick_ns:
+            self._next_tick_ns = now_ns + int(TICK_S * 1e9)
+            self._board.beat(Role.ENGINE, now_ns)
+            self._handle(Tick())
+            if self._log is not None:
+                self._log.flush()
+
+    # -- events in -------------------------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        now_ns = time.monotonic_ns()
+        commands = self._engine.handle(event, now_ns)
+        if self._log is not None:
+            self._log.record(now_ns, event, commands)
+        self._carry_out(commands)
+
+    def _read_channel(self, role: Role) -> None:
+        channel = self._channels.get(role)
+        if channel is None:
+            return
+        try:
+            for _ in range(MAX_EVENTS_PER_TURN):
+                message = channel.recv()
+                if message is None:
+                    return
+                self._handle(message)  # type: ignore[arg-type]  # the channel decodes this peer's messages only
+        except ChannelClosed as error:
+            self._close_channel(role)
+            self._control.send(ChannelBroken(role, str(error)))
+
+    def _read_control(self) -> None:
+        while True:
+            try:
+                message = self._control.recv()
+            except ChannelClosed:
+                self._running = False
+                return
+            if message is None:
+                return
+            self._obey(message)
+
+    def _obey(self, message: Struct) -> None:
+        if isinstance(message, WorkerStarting):
+            self._close_channel(message.role)
+            self._channels[message.role] = bind_for_worker(message.address, message.role)
+        elif isinstance(message, FrontendStarting):
+            self._close_channel(Role.FRONTEND)
+            self._channels[Role.FRONTEND] = bind_for_frontend(message.address)
+        elif isinstance(message, WorkerGone):
+            self._hear_last_words(message.role)
+            self._close_channel(message.role)
+            self._handle(message)
+        elif isinstance(message, FrontendGone):
+            self._close_channel(Role.FRONTEND)
+            self._handle(message)
+        elif isinstance(message, Drain):
+            self._handle(message)
+        elif isinstance(message, Shutdown):
+            self._running = False
+
+    def _hear_last_words(self, role: Role) -> None:
+        """What a worker said before it died still counts."""
+        channel = self._channels.get(role)
+        if channel is None:
+            return
+        wait([channel], LAST_WORDS_S)
+        self._read_channel(role)
+
+    # -- commands out ----------------------------------------------------------------------------------------------
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            message = command.message
+            if isinstance(message, SetPlanWord):
+                self._board.set_plan(message.seq, message.index)
+            elif command.to == "supervisor":
+                self._control.send(message)
+            else:
+                self._send(Role(command.to), message)
+
+    def _send(self, role: Role, message: Struct) -> None:
+        """A role without a channel has no process: its loss is an event that makes up for what it misses."""
+        channel = self._channels.get(role)
+        if channel is None:
+            return
+        backlog = self._backlog.get(role)
+        if backlog or not channel.send(message):
+            self._backlog.setdefault(role, deque()).append(message)
+
+    def _flush_backlog(self) -> None:
+        for role, backlog in self._backlog.items():
+            channel = self._channels.get(role)
+            while backlog and channel is not None and channel.send(backlog[0]):
+                backlog.popleft()
+
+    def _close_channel(self, role: Role) -> None:
+        self._backlog.pop(role, None)
+        channel = self._channels.pop(role, None)
+        if channel is not None:
+            channel.close()
+
+
+def _open_log(spec: ProcessSpec, settings: EngineSettings) -> EventLogWriter | None:
+    directory = spec.config.telemetry.event_log
+    if directory is None:
+        return None
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    header = LogHeader(1, __version__, spec.run_id, spec.epoch, settings)
+    return EventLogWriter(path / f"engine-{spec.run_id}-{spec.epoch}.log", header)
+
+
+def run_engine(spec: ProcessSpec, control: ControlChannel, board: Board) -> None:
+    """Entry of the engine process. `spec.engine_address` is where the frontend connects."""
+    started = time.monotonic()
+    channels: dict[Role, Channel] = {Role.FRONTEND: bind_for_frontend(spec.engine_address)}
+    driver = EngineDriver(spec, control, board, channels)
+    # Everything alive now stays alive; cyclic collections of it would only add pauses.
+    gc.collect()
+    gc.freeze()
+    board.beat(Role.ENGINE, time.monotonic_ns())
+    control.send(ChildReady(Role.ENGINE, os.getpid(), time.monotonic() - started))
+    driver.run()

@@ -1,0 +1,121 @@
+"""The engine's event log: every event with its time and the commands it caused.
+
+The file is a stream of MessagePack `bin` objects, each holding one MessagePack value: any MessagePack reader can walk
+it and a torn tail is found by its length. The first value is a LogHeader, every other a LogRecord.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Raw, Struct
+
+from colocate.core.engine import Event
+from colocate.core.outbox import Command
+from colocate.core.settings import EngineSettings
+from colocate.errors import ConfigError
+
+LOG_VERSION = 1
+BIN32 = 0xC6  # MessagePack: bin with a 4-byte big-endian length
+FLUSH_BYTES = 1 << 16
+
+
+class LogHeader(Struct, frozen=True):
+    version: int
+    colocate_version: str
+    run_id: str
+    epoch: int
+    settings: EngineSettings
+
+
+class LogRecord(Struct, frozen=True, array_like=True):
+    now_ns: int
+    event: Event
+    commands: Raw  # MessagePack of list[Command], as it was sent
+
+
+class EventLogWriter:
+    """Appends records; `flush` at least every tick. Owned by the engine process."""
+
+    def __init__(self, path: Path, header: LogHeader) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self._file: BinaryIO = path.open("wb", buffering=FLUSH_BYTES)
+        self._write(self._encoder.encode(header))
+        self.flush()
+
+    def record(self, now_ns: int, event: Event, commands: list[Command]) -> None:
+        raw = Raw(self._encoder.encode(commands))
+        self._write(self._encoder.encode(LogRecord(now_ns, event, raw)))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, payload: bytes) -> None:
+        self._file.write(struct.pack(">BI", BIN32, len(payload)))
+        self._file.write(payload)
+
+
+def read_event_log(path: Path) -> tuple[LogHeader, Iterator[LogRecord]]:
+    """The header, and the records in order. A torn last record, as a crash leaves it, ends the log without an error.
+
+    Raises ConfigError where the file is no event log or one of another version.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot read the event log: {error.strerror}") from error
+    frames = _frames(data)
+    try:
+        header = msgspec.msgpack.decode(next(frames, b""), type=LogHeader)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        version = _version_of(data)
+        if version is not None and version != LOG_VERSION:
+            raise ConfigError(
+                str(path), f"log version {version}, this program reads {LOG_VERSION}", "use the version that wrote it"
+            ) from error
+        raise ConfigError(str(path), "this is not an event log", "pass a file that serve --event-log wrote") from error
+    if header.version != LOG_VERSION:
+        raise ConfigError(
+            str(path),
+            f"log version {header.version}, this program reads {LOG_VERSION}",
+            "use the version that wrote it",
+        )
+    decoder = msgspec.msgpack.Decoder(LogRecord)
+    return header, (_decode(path, decoder, frame) for frame in frames)
+
+
+def _decode(path: Path, decoder: msgspec.msgpack.Decoder[LogRecord], frame: bytes) -> LogRecord:
+    try:
+        return decoder.decode(frame)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(
+            str(path), f"a record is damaged: {error}", "the file was changed after it was written"
+        ) from error
+
+
+def _frames(data: bytes) -> Iterator[bytes]:
+    offset = 0
+    while offset + 5 <= len(data):
+        marker, length = struct.unpack_from(">BI", data, offset)
+        end = offset + 5 + length
+        if marker != BIN32 or end > len(data):
+            return
+        yield data[offset + 5 : end]
+        offset = end
+
+
+def _version_of(data: bytes) -> int | None:
+    """The version of a header whose other fields have changed since."""
+    try:
+        header = msgspec.msgpack.decode(next(_frames(data), b""))
+    except msgspec.DecodeError:
+        return None
+    version = header.get("version") if isinstance(header, dict) else None
+    return version if isinstance(version, int) else None
