@@ -1,0 +1,158 @@
+"""Blocks, queue, stop rule, ledger, drain rate, request lifecycle: each promise once."""
+
+from __future__ import annotations
+
+import pytest
+
+from colocate.core.blocks import BlockPool
+from colocate.core.drain_rate import MAX_RETRY_S, DrainRate
+from colocate.core.ledger import SWITCHING, SwitchLedger
+from colocate.core.plan import build_plan_table
+from colocate.core.queue import FcfsQueue
+from colocate.core.request import TRANSITIONS, Request, Stage
+from colocate.core.stop import finish_after
+from colocate.errors import InvariantError
+from colocate.messages.sampling import SamplingParams
+from colocate.types import FinishReason, Role
+
+
+def make_request(request_id: int, arrival_ns: int = 0, priority: int = 0) -> Request:
+    return Request(request_id, [1, 2, 3], SamplingParams(max_tokens=4), arrival_ns, [], priority)
+
+
+def test_shared_blocks_return_with_their_last_holder() -> None:
+    pool = BlockPool(4, 16)
+    blocks = pool.allocate(3)
+    pool.share(blocks[:1])
+    pool.release(blocks)
+    assert pool.num_free == 3
+    assert pool.ref_count(blocks[0]) == 1
+    pool.release(blocks[:1])
+    assert pool.num_free == 4
+
+
+def test_the_pool_refuses_what_cannot_be() -> None:
+    pool = BlockPool(2, 16)
+    assert not pool.can_allocate(3)
+    with pytest.raises(InvariantError):
+        pool.allocate(3)
+    with pytest.raises(InvariantError, match="nobody holds it"):
+        pool.release([0])
+    with pytest.raises(InvariantError, match="is free"):
+        pool.share([0])
+
+
+@pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (16, 1), (17, 2), (32, 2)])
+def test_blocks_for(num_tokens: int, num_blocks: int) -> None:
+    assert BlockPool(4, 16).blocks_for(num_tokens) == num_blocks
+
+
+def test_the_queue_serves_by_priority_then_arrival_and_forgets_the_removed() -> None:
+    queue = FcfsQueue()
+    late, early, urgent, gone = (
+        make_request(1, arrival_ns=30),
+        make_request(2, arrival_ns=10),
+        make_request(3, arrival_ns=40, priority=-1),
+        make_request(4, arrival_ns=5),
+    )
+    for request in (late, early, urgent, gone):
+        queue.push(request)
+    queue.remove(4)
+    served = []
+    while (request := queue.peek()) is not None:
+        served.append(request.request_id)
+        queue.remove(request.request_id)
+    assert served == [3, 2, 1]
+    assert len(queue) == 0
+
+
+def test_a_preempted_request_goes_ahead_of_younger_ones() -> None:
+    queue = FcfsQueue()
+    old, young = make_request(1, arrival_ns=1), make_request(2, arrival_ns=2)
+    queue.push(old)
+    queue.push(young)
+    queue.remove(1)
+    queue.push(old)
+    assert queue.peek() is old
+
+
+@pytest.mark.parametrize(
+    ("params", "position", "token", "expected"),
+    [
+        (SamplingParams(max_tokens=9, eos_token_ids=(5,)), 0, 5, FinishReason.STOP),
+        (SamplingParams(max_tokens=9, eos_token_ids=(5,), ignore_eos=True), 0, 5, None),
+        (SamplingParams(max_tokens=9, eos_token_ids=(5,), min_tokens=2), 0, 5, None),
+        (SamplingParams(max_tokens=9, eos_token_ids=(5,), min_tokens=2), 1, 5, FinishReason.STOP),
+        (SamplingParams(max_tokens=9, stop_token_ids=(7,), ignore_eos=True), 0, 7, FinishReason.STOP),
+        (SamplingParams(max_tokens=3), 2, 1, FinishReason.LENGTH),
+        (SamplingParams(max_tokens=3), 1, 1, None),
+        (SamplingParams(max_tokens=3, eos_token_ids=(5,)), 2, 5, FinishReason.STOP),
+    ],
+)
+def test_stop_rule(params: SamplingParams, position: int, token: int, expected: FinishReason | None) -> None:
+    assert finish_after(params, position, token) is expected
+
+
+def test_an_illegal_move_tells_the_story_and_changes_nothing() -> None:
+    request = make_request(1)
+    request.move(Stage.PREFILLING, 5)
+    with pytest.raises(InvariantError, match="5 waiting -> prefilling"):
+        request.move(Stage.DECODING, 6)
+    assert request.stage is Stage.PREFILLING
+
+
+def test_every_stage_has_its_row_and_only_the_end_is_final() -> None:
+    assert set(TRANSITIONS) == set(Stage)
+    assert [stage for stage, targets in TRANSITIONS.items() if not targets] == [Stage.FINISHED]
+
+
+def test_prefill_tokens_span_prompt_and_output() -> None:
+    request = make_request(1)
+    request.output_token_ids = [4, 5]
+    everything = [1, 2, 3, 4, 5]
+    for start in range(6):
+        for end in range(start, 6):
+            assert request.prefill_tokens(start, end) == everything[start:end]
+    assert [request.token_at(position) for position in range(5)] == everything
+
+
+def test_a_switch_is_in_force_once_both_workers_applied_it() -> None:
+    table = build_plan_table(2)
+    split, all_decode = table.by_name("p1d1"), table.by_name("all-decode")
+    ledger = SwitchLedger(split)
+    ledger.account(1_000, active=True)
+    ledger.account(3_000, active=True)
+    ledger.decide(split, all_decode, "prefill idle", 3_000)
+    ledger.applied(Role.PREFILL, 1, 3_500)
+    ledger.account(4_000, active=True)
+    assert ledger.in_force() == SWITCHING
+    ledger.applied(Role.DECODE, 1, 4_000)
+    assert ledger.in_force() == "all-decode"
+    ledger.account(9_000, active=True)
+    ledger.account(20_000, active=False)
+    assert ledger.residency_ns["p1d1"] == 2_000
+    assert ledger.residency_ns[SWITCHING] == 1_000
+    assert ledger.residency_ns["all-decode"] == 5_000
+    assert list(ledger.latencies_ns) == [1_000]
+
+
+def test_a_switch_overtaken_by_the_next_has_no_latency() -> None:
+    table = build_plan_table(2)
+    split, all_decode = table.by_name("p1d1"), table.by_name("all-decode")
+    ledger = SwitchLedger(split)
+    ledger.decide(split, all_decode, "", 100)
+    ledger.decide(all_decode, split, "", 200)
+    ledger.applied(Role.PREFILL, 1, 210)
+    ledger.applied(Role.PREFILL, 2, 220)
+    ledger.applied(Role.DECODE, 2, 230)
+    assert list(ledger.latencies_ns) == [30]
+    assert ledger.in_force() == "p1d1"
+
+
+def test_retry_after_follows_the_rate_at_which_the_queue_drains() -> None:
+    rate = DrainRate()
+    assert rate.retry_after_s(10, 0) == MAX_RETRY_S
+    for index in range(1, 2001):
+        rate.left_queue(index * 50_000_000)  # 20 per second for 100 s
+    assert rate.retry_after_s(200, 100_000_000_000) == pytest.approx(5.0, rel=0.1)
+    assert rate.retry_after_s(1, 100_000_000_000) == 1.0

@@ -1,0 +1,86 @@
+"""Plan tables for any device, and the policies that choose among them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from colocate.core.plan import ALL_DECODE, ALL_PREFILL, SHARED, build_plan_table
+from colocate.core.policy import LoadView, choose_policy
+from colocate.errors import ConfigError
+from colocate.types import Role
+
+
+@given(st.integers(1, 160), st.sampled_from([1, 2, 8]))
+def test_every_split_covers_the_device_once(total_units: int, granularity: int) -> None:
+    table = build_plan_table(total_units, granularity)
+    for plan in table.plans:
+        decode = set(plan.units_of(Role.DECODE, total_units))
+        prefill = set(plan.units_of(Role.PREFILL, total_units))
+        assert decode | prefill == set(range(total_units))
+        assert (decode & prefill == set()) == (plan.name != SHARED)
+        assert len(decode) % granularity == 0 or plan.name in (SHARED, ALL_DECODE)
+    names = [plan.name for plan in table.plans]
+    assert len(set(names)) == len(names)
+    assert table.default_split in names
+
+
+def test_two_cores_have_one_split() -> None:
+    table = build_plan_table(2)
+    assert [plan.name for plan in table.plans] == ["p1d1", ALL_PREFILL, ALL_DECODE, SHARED]
+    assert table.default_split == "p1d1"
+
+
+def test_one_core_is_shared_whatever_is_asked() -> None:
+    table = build_plan_table(1)
+    assert [plan.name for plan in table.plans] == [SHARED]
+    assert choose_policy("colocated", "elastic", table).first.name == SHARED
+
+
+def test_an_h200_splits_in_steps_of_eight() -> None:
+    table = build_plan_table(132, 8)
+    assert [plan.decode_units for plan in table.plans if plan.is_split] == list(range(8, 128, 8))
+    assert table.by_name("p92d40").prefill_units == 92
+    assert table.default_split == "p92d40"
+
+
+@pytest.mark.parametrize(
+    ("prefill_busy", "decode_busy", "expected"),
+    [(True, True, "p1d1"), (True, False, ALL_PREFILL), (False, True, ALL_DECODE)],
+)
+def test_elastic_lends_idle_units(prefill_busy: bool, decode_busy: bool, expected: str) -> None:
+    table = build_plan_table(2)
+    choice = choose_policy("colocated", "elastic", table)
+    view = LoadView(prefill_busy, decode_busy, table.by_name(SHARED))
+    assert choice.decide(view).name == expected
+
+
+def test_elastic_leaves_an_idle_device_alone() -> None:
+    table = build_plan_table(2)
+    choice = choose_policy("colocated", "elastic:p1d1", table)
+    for plan in table.plans:
+        assert choice.decide(LoadView(False, False, plan)) is plan
+
+
+@pytest.mark.parametrize("setting", ["static:p1d1", "p1d1", "static:shared", "shared"])
+def test_static_never_moves(setting: str) -> None:
+    table = build_plan_table(2)
+    choice = choose_policy("colocated", setting, table)
+    for busy in (True, False):
+        assert choice.decide(LoadView(busy, not busy, choice.first)) is choice.first
+
+
+@pytest.mark.parametrize(
+    ("mode", "setting", "problem"),
+    [
+        ("colocated", "p9d9", "no plan named 'p9d9'"),
+        ("colocated", "static:all-prefill", "would never run decode"),
+        ("colocated", "all-decode", "would never run prefill"),
+        ("colocated", "elastic:all-decode", "needs a split"),
+        ("shared", "p1d1", "runs no partition"),
+    ],
+)
+def test_plans_that_cannot_serve_are_refused(mode: str, setting: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        choose_policy(mode, setting, build_plan_table(2))
