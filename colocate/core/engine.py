@@ -92,7 +92,7 @@ class Engine:
 
     def first_commands(self) -> list[Command]:
         """Before any event: put the first plan on the board."""
-        self.books.outbox.set_plan(0, self.table.index_of(self.plan.name))
+        self.books.outbox.set_plan(self.ledger.seq, self.table.index_of(self.plan.name))
         return self.books.outbox.take()
 
     def _decide_plan(self) -> None:

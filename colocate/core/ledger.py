@@ -44,13 +44,13 @@ class SwitchLedger:
     """
 
     def __init__(self, first: Plan) -> None:
-        self.seq = 0
+        self.seq = 1  # 0 on the board means that no plan was ever set
         self.count = 0
         self.counts: Counter[tuple[str, str]] = Counter()
         self.last: Switch | None = None
         self.latencies_ns: deque[int] = deque(maxlen=NUM_LATENCIES_KEPT)
         self.residency_ns: Counter[str] = Counter()
-        self._names = {0: first.name}
+        self._names = {1: first.name}
         self._applied = {Role.PREFILL: 0, Role.DECODE: 0}
         self._accounted_ns = 0
 

@@ -20,30 +20,42 @@ from colocate.core.engine import Engine, Event
 from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
 from colocate.errors import ChannelClosed
+from colocate.messages.client import Abort, StateQuery, Submit
 from colocate.messages.control import (
     ChannelBroken,
     ChildReady,
     Drain,
     FrontendGone,
     FrontendStarting,
+    PlanApplied,
+    PoisonFailed,
     Shutdown,
     Tick,
     WorkerGone,
+    WorkerHello,
     WorkerStarting,
 )
+from colocate.messages.decode import StepReport
+from colocate.messages.prefill import BatchFailed, PrefillCancelled, PrefillDone
 from colocate.messages.spec import ProcessSpec
 from colocate.telemetry.event_log import EventLogWriter, LogHeader
 from colocate.transport.board import Board
-from colocate.transport.channel import Channel
+from colocate.transport.channel import Channel, Waiter, wait
 from colocate.transport.control import ControlChannel
-from colocate.transport.waiting import wait
-from colocate.transport.zmq_channel import bind_for_frontend, bind_for_worker
+from colocate.transport.zmq_channel import ZmqChannel
 from colocate.types import Role
 
 TICK_S = 0.1
 # How long a dead peer's last messages may take from the kernel's buffer to ours.
 LAST_WORDS_S = 0.005
 MAX_EVENTS_PER_TURN = 64
+
+# What each peer may say. Anything else is dropped and counted by its channel.
+SPEAKS: dict[Role, tuple[type[Struct], ...]] = {
+    Role.FRONTEND: (Submit, Abort, StateQuery),
+    Role.PREFILL: (WorkerHello, PlanApplied, PrefillDone, PrefillCancelled, BatchFailed),
+    Role.DECODE: (WorkerHello, PlanApplied, StepReport, BatchFailed),
+}
 
 
 def engine_settings(spec: ProcessSpec) -> EngineSettings:
@@ -75,6 +87,7 @@ class EngineDriver:
         self._log = _open_log(spec, settings)
         self._running = True
         self._next_tick_ns = 0
+        self._open_channel(Role.FRONTEND, spec.engine_address)
         self._carry_out(self._engine.first_commands())
 
     def run(self) -> None:
@@ -91,7 +104,7 @@ class EngineDriver:
     def turn(self) -> None:
         """Wait for anything to happen, then handle what has."""
         timeout_s = 0.001 if any(self._backlog.values()) else max(self._next_tick_ns - time.monotonic_ns(), 0) / 1e9
-        wait([self._control, *self._channels.values()], timeout_s)
+        self._waiter.wait(timeout_s)
         self._flush_backlog()
         self._read_control()
         for role in list(self._channels):
@@ -142,10 +155,10 @@ class EngineDriver:
     def _obey(self, message: Struct) -> None:
         if isinstance(message, WorkerStarting):
             self._close_channel(message.role)
-            self._channels[message.role] = bind_for_worker(message.address, message.role)
+            self._open_channel(message.role, message.address)
         elif isinstance(message, FrontendStarting):
             self._close_channel(Role.FRONTEND)
-            self._channels[Role.FRONTEND] = bind_for_frontend(message.address)
+            self._open_channel(Role.FRONTEND, message.address)
         elif isinstance(message, WorkerGone):
             self._hear_last_words(message.role)
             self._close_channel(message.role)
@@ -173,7 +186,7 @@ class EngineDriver:
             message = command.message
             if isinstance(message, SetPlanWord):
                 self._board.set_plan(message.seq, message.index)
-            elif command.to == "supervisor":
+            elif isinstance(message, PoisonFailed):
                 self._control.send(message)
             else:
                 self._send(Role(command.to), message)
@@ -193,11 +206,19 @@ class EngineDriver:
             while backlog and channel is not None and channel.send(backlog[0]):
                 backlog.popleft()
 
+    def _open_channel(self, role: Role, address: str) -> None:
+        self._channels[role] = ZmqChannel.bind(address, SPEAKS[role])
+        self._watch()
+
+    def _watch(self) -> None:
+        self._waiter = Waiter.on([self._control.fileno(), *self._channels.values()])
+
     def _close_channel(self, role: Role) -> None:
         self._backlog.pop(role, None)
         channel = self._channels.pop(role, None)
         if channel is not None:
             channel.close()
+            self._watch()
 
 
 def _open_log(spec: ProcessSpec, settings: EngineSettings) -> EventLogWriter | None:
@@ -213,8 +234,7 @@ def _open_log(spec: ProcessSpec, settings: EngineSettings) -> EventLogWriter | N
 def run_engine(spec: ProcessSpec, control: ControlChannel, board: Board) -> None:
     """Entry of the engine process. `spec.engine_address` is where the frontend connects."""
     started = time.monotonic()
-    channels: dict[Role, Channel] = {Role.FRONTEND: bind_for_frontend(spec.engine_address)}
-    driver = EngineDriver(spec, control, board, channels)
+    driver = EngineDriver(spec, control, board)
     # Everything alive now stays alive; cyclic collections of it would only add pauses.
     gc.collect()
     gc.freeze()

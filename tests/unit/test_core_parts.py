@@ -120,13 +120,15 @@ def test_a_switch_is_in_force_once_both_workers_applied_it() -> None:
     table = build_plan_table(2)
     split, all_decode = table.by_name("p1d1"), table.by_name("all-decode")
     ledger = SwitchLedger(split)
+    for role in (Role.PREFILL, Role.DECODE):
+        ledger.applied(role, 1, 900)
     ledger.account(1_000, active=True)
     ledger.account(3_000, active=True)
     ledger.decide(split, all_decode, "prefill idle", 3_000)
-    ledger.applied(Role.PREFILL, 1, 3_500)
+    ledger.applied(Role.PREFILL, 2, 3_500)
     ledger.account(4_000, active=True)
     assert ledger.in_force() == SWITCHING
-    ledger.applied(Role.DECODE, 1, 4_000)
+    ledger.applied(Role.DECODE, 2, 4_000)
     assert ledger.in_force() == "all-decode"
     ledger.account(9_000, active=True)
     ledger.account(20_000, active=False)
@@ -142,9 +144,9 @@ def test_a_switch_overtaken_by_the_next_has_no_latency() -> None:
     ledger = SwitchLedger(split)
     ledger.decide(split, all_decode, "", 100)
     ledger.decide(all_decode, split, "", 200)
-    ledger.applied(Role.PREFILL, 1, 210)
-    ledger.applied(Role.PREFILL, 2, 220)
-    ledger.applied(Role.DECODE, 2, 230)
+    ledger.applied(Role.PREFILL, 2, 210)
+    ledger.applied(Role.PREFILL, 3, 220)
+    ledger.applied(Role.DECODE, 3, 230)
     assert list(ledger.latencies_ns) == [30]
     assert ledger.in_force() == "p1d1"
 
