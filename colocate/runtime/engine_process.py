@@ -76,11 +76,10 @@ def engine_settings(spec: ProcessSpec) -> EngineSettings:
 class EngineDriver:
     """Carries events to the core and commands to their channels."""
 
-    def __init__(self, spec: ProcessSpec, control: ControlChannel, board: Board, channels: dict[Role, Channel]) -> None:
-        self._spec = spec
+    def __init__(self, spec: ProcessSpec, control: ControlChannel, board: Board) -> None:
         self._control = control
         self._board = board
-        self._channels = channels
+        self._channels: dict[Role, Channel] = {}
         self._backlog: dict[Role, deque[Struct]] = {}
         settings = engine_settings(spec)
         self._engine = Engine(settings)
