@@ -59,7 +59,7 @@ class Engine:
         self.table = settings.plan_table()
         self.policy = choose_policy(settings.mode, settings.plan, self.table)
         self.plan = self.policy.first
-        self.ledger = SwitchLedger(self.plan)
+        self.ledger = SwitchLedger(self.plan, settings.first_plan_seq)
         self.draining = False
         self._handlers: dict[type[Struct], Callable[[Any], None]] = {
             Submit: self._submit,

@@ -43,14 +43,14 @@ class SwitchLedger:
     Residency counts phase-active time only: a plan that is in force while nothing runs has no effect to account for.
     """
 
-    def __init__(self, first: Plan) -> None:
-        self.seq = 1  # 0 on the board means that no plan was ever set
+    def __init__(self, first: Plan, first_seq: int = 1) -> None:
+        self.seq = first_seq
         self.count = 0
         self.counts: Counter[tuple[str, str]] = Counter()
         self.last: Switch | None = None
         self.latencies_ns: deque[int] = deque(maxlen=NUM_LATENCIES_KEPT)
         self.residency_ns: Counter[str] = Counter()
-        self._names = {1: first.name}
+        self._names = {first_seq: first.name}
         self._applied = {Role.PREFILL: 0, Role.DECODE: 0}
         self._accounted_ns = 0
 

@@ -23,5 +23,7 @@ class EngineSettings(Struct, frozen=True):
     # only take decisions earlier than needed.
     prefill_depth: int = 2
 
+    first_plan_seq: int = 1  # a successor counts on from what the board last said; 0 there means no plan was ever set
+
     def plan_table(self) -> PlanTable:
         return build_plan_table(self.total_units, self.unit_granularity)

@@ -58,7 +58,7 @@ SPEAKS: dict[Role, tuple[type[Struct], ...]] = {
 }
 
 
-def engine_settings(spec: ProcessSpec) -> EngineSettings:
+def engine_settings(spec: ProcessSpec, last_plan_seq: int) -> EngineSettings:
     scheduler, facts = spec.config.scheduler, spec.facts
     return EngineSettings(
         num_blocks=facts.num_blocks,
@@ -70,6 +70,7 @@ def engine_settings(spec: ProcessSpec) -> EngineSettings:
         unit_granularity=facts.unit_granularity,
         mode=scheduler.mode,
         plan=scheduler.plan,
+        first_plan_seq=last_plan_seq + 1,
     )
 
 
@@ -81,7 +82,7 @@ class EngineDriver:
         self._board = board
         self._channels: dict[Role, Channel] = {}
         self._backlog: dict[Role, deque[Struct]] = {}
-        settings = engine_settings(spec)
+        settings = engine_settings(spec, board.plan().seq)
         self._engine = Engine(settings)
         self._log = _open_log(spec, settings)
         self._running = True
