@@ -6,11 +6,8 @@ way: what cannot be sent is refused to the sender, what is missing closes the ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import zmq
 from msgspec import Struct
 
 from colocate.types import Role
@@ -33,7 +30,8 @@ class Channel(Protocol):
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when a message may have arrived. Edge-triggered: after it fired, and
-        after every `send`, call `recv` until it answers None before sleeping on it again. `Waiter` takes care of it.
+        after every `send`, call `recv` until it answers None before sleeping on it again.
+        `waiting.Waiter` takes care of it.
         """
         ...
 
@@ -44,31 +42,6 @@ class Channel(Protocol):
     def statistics(self) -> dict[str, int]:
         """Counters since creation, by the names of `framing.FrameCounts`."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Waiter:
-    """Blocks until any of some channels, sockets or descriptors is readable. Build once, wait often."""
-
-    poller: zmq.Poller
-
-    @classmethod
-    def on(cls, sources: Sequence[Channel | int]) -> Waiter:
-        poller = zmq.Poller()
-        for source in sources:
-            # A ZMQ socket polled as itself is level-triggered; its bare descriptor would not be.
-            poller.register(source if isinstance(source, int) else getattr(source, "socket", source), zmq.POLLIN)
-        return cls(poller)
-
-    def wait(self, timeout_s: float | None) -> bool:
-        """True where something is readable. None waits for ever; resolution is one millisecond, rounded up."""
-        timeout_ms = None if timeout_s is None else max(0, -int(-timeout_s * 1000 // 1))
-        return bool(self.poller.poll(timeout_ms))
-
-
-def wait(sources: Sequence[Channel | int], timeout_s: float | None) -> bool:
-    """One-off form of `Waiter`."""
-    return Waiter.on(sources).wait(timeout_s)
 
 
 def worker_address(run_id: str, epoch: int, role: Role, incarnation: int) -> str:

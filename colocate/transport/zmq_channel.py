@@ -12,6 +12,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from colocate.errors import ChannelClosed, ConfigError
 from colocate.transport.framing import MAX_FRAME_BYTES, Framer
+from colocate.transport.vocabulary import ENGINE_TO, FROM_DECODE, FROM_FRONTEND, FROM_PREFILL
+from colocate.types import Role
 
 # Only peers of our own user may connect (zmq_setsockopt(3), ZMQ_IPC_FILTER_UID); pyzmq gives it no name.
 _ZMQ_IPC_FILTER_UID = 59
@@ -94,6 +96,10 @@ class ZmqChannel:
                 return message
         return None
 
+    def inject(self, parts: tuple[bytes, ...]) -> None:
+        """Put raw parts on the wire, outside the numbering: how tests and injected faults send junk."""
+        self.socket.send_multipart(parts, zmq.NOBLOCK)
+
     def fileno(self) -> int:
         return int(self.socket.FD)
 
@@ -113,6 +119,21 @@ class ZmqChannel:
         while int(self._monitor.get(zmq.EVENTS)) & zmq.POLLIN:
             if recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"] == zmq.EVENT_DISCONNECTED:
                 self._framer.counts.disconnects += 1
+
+
+def bind_for_worker(address: str, role: Role) -> ZmqChannel:
+    """The engine's end of the channel to a prefill or decode worker."""
+    return ZmqChannel.bind(address, FROM_PREFILL if role is Role.PREFILL else FROM_DECODE)
+
+
+def bind_for_frontend(address: str) -> ZmqChannel:
+    """The engine's end of the channel to the frontend."""
+    return ZmqChannel.bind(address, FROM_FRONTEND)
+
+
+def connect_to_engine(address: str, role: Role) -> ZmqChannel:
+    """A worker's or the frontend's end of its channel to the engine."""
+    return ZmqChannel.connect(address, ENGINE_TO[role])
 
 
 def _new_socket(high_water: int, max_frame_bytes: int) -> zmq.Socket[bytes]:

@@ -19,8 +19,9 @@ from msgspec import Struct
 from colocate.errors import ChannelClosed, ConfigError, InvariantError
 from colocate.messages.control import PlanApplied, PlanWake
 from colocate.messages.decode import DecodeUpdate, StepReport, StepRow
-from colocate.transport.channel import Channel, Waiter, wait
+from colocate.transport.channel import Channel
 from colocate.transport.memory_channel import memory_pair
+from colocate.transport.waiting import Waiter, wait
 from colocate.transport.zmq_channel import ZmqChannel
 from colocate.types import FinishReason, Role
 
@@ -51,7 +52,7 @@ def _zmq_link() -> Iterator[Link]:
     address = f"ipc://@colocate-test-{secrets.token_hex(6)}"
     engine = ZmqChannel.bind(address, ENGINE_ACCEPTS, high_water=HIGH_WATER, max_frame_bytes=LIMIT_BYTES)
     worker = ZmqChannel.connect(address, WORKER_ACCEPTS, high_water=HIGH_WATER, max_frame_bytes=LIMIT_BYTES)
-    yield Link(engine, worker, lambda parts: worker.socket.send_multipart(list(parts)))
+    yield Link(engine, worker, worker.inject)
     engine.close()
     worker.close()
 
@@ -70,7 +71,7 @@ def send_now(channel: Channel, message: Struct) -> None:
 
 def recv_now(channel: Channel) -> Struct:
     deadline = time.monotonic() + 5
-    waiter = Waiter.on([channel])
+    waiter = Waiter([channel])
     while (message := channel.recv()) is None:
         assert time.monotonic() < deadline, "nothing arrived"
         waiter.wait(0.1)

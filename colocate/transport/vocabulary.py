@@ -1,0 +1,21 @@
+"""Which messages each end of each channel accepts. Anything else on the wire is junk there."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from colocate.messages.client import Abort, EngineState, Outputs, Rejected, StateQuery, Submit
+from colocate.messages.control import PlanApplied, PlanWake, WorkerHello
+from colocate.messages.decode import DecodeUpdate, StepReport
+from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillCancel, PrefillCancelled, PrefillDone
+from colocate.types import Role
+
+FROM_FRONTEND: tuple[type[Struct], ...] = (Submit, Abort, StateQuery)
+FROM_PREFILL: tuple[type[Struct], ...] = (WorkerHello, PlanApplied, BatchFailed, PrefillDone, PrefillCancelled)
+FROM_DECODE: tuple[type[Struct], ...] = (WorkerHello, PlanApplied, BatchFailed, StepReport)
+
+ENGINE_TO: dict[Role, tuple[type[Struct], ...]] = {
+    Role.FRONTEND: (Outputs, Rejected, EngineState),
+    Role.PREFILL: (PlanWake, PrefillBatch, PrefillCancel),
+    Role.DECODE: (PlanWake, DecodeUpdate),
+}
