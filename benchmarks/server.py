@@ -58,7 +58,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_ready(server: Server, process: subprocess.Popen, timeout_s: float, output) -> None:  # noqa: ANN001
+def _wait_ready(server: Server, process: subprocess.Popen, timeout_s: float, output) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:

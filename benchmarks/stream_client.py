@@ -6,10 +6,11 @@ It asks for `return_token_ids`, so a chunk says how many tokens it carries even 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import orjson
 
 
 @dataclass
@@ -46,7 +47,7 @@ async def stream(
         "temperature": 0,
         "return_token_ids": True,
     } | extra
-    payload = json.dumps(body).encode()
+    payload = orjson.dumps(body)
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
@@ -71,7 +72,7 @@ def _take(record: StreamRecord, data: bytes) -> None:
     if data == b"[DONE]":
         return
     now_s = time.perf_counter()
-    event = json.loads(data)
+    event = orjson.loads(data)
     if "error" in event:
         record.error = event["error"]["message"]
         return
