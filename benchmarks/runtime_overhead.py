@@ -175,7 +175,8 @@ def main() -> None:
     results |= run_events(options.requests)
     streaming, wakeup = results["streaming"], results["idle_wakeup"]
     print(
-        f"streaming   {streaming['tokens_per_s']:,.0f} tokens/s (min {streaming['min']:,.0f}, max {streaming['max']:,.0f}) "
+        f"streaming   {streaming['tokens_per_s']:,.0f} tokens/s "
+        f"(min {streaming['min']:,.0f}, max {streaming['max']:,.0f}) "
         "at 64 streams; target 20,000"
     )
     for name, target in (("handover", 2.0), ("switch", 1.0 + wakeup["p99_ms"])):

@@ -20,42 +20,31 @@ from colocate.core.engine import Engine, Event
 from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
 from colocate.errors import ChannelClosed
-from colocate.messages.client import Abort, StateQuery, Submit
 from colocate.messages.control import (
     ChannelBroken,
     ChildReady,
     Drain,
     FrontendGone,
     FrontendStarting,
-    PlanApplied,
     PoisonFailed,
     Shutdown,
     Tick,
     WorkerGone,
-    WorkerHello,
     WorkerStarting,
 )
-from colocate.messages.decode import StepReport
-from colocate.messages.prefill import BatchFailed, PrefillCancelled, PrefillDone
 from colocate.messages.spec import ProcessSpec
 from colocate.telemetry.event_log import EventLogWriter, LogHeader
 from colocate.transport.board import Board
-from colocate.transport.channel import Channel, Waiter, wait
+from colocate.transport.channel import Channel
 from colocate.transport.control import ControlChannel
-from colocate.transport.zmq_channel import ZmqChannel
+from colocate.transport.waiting import Waiter, wait
+from colocate.transport.zmq_channel import bind_for_frontend, bind_for_worker
 from colocate.types import Role
 
 TICK_S = 0.1
 # How long a dead peer's last messages may take from the kernel's buffer to ours.
 LAST_WORDS_S = 0.005
 MAX_EVENTS_PER_TURN = 64
-
-# What each peer may say. Anything else is dropped and counted by its channel.
-SPEAKS: dict[Role, tuple[type[Struct], ...]] = {
-    Role.FRONTEND: (Submit, Abort, StateQuery),
-    Role.PREFILL: (WorkerHello, PlanApplied, PrefillDone, PrefillCancelled, BatchFailed),
-    Role.DECODE: (WorkerHello, PlanApplied, StepReport, BatchFailed),
-}
 
 
 def engine_settings(spec: ProcessSpec, last_plan_seq: int) -> EngineSettings:
@@ -207,11 +196,12 @@ class EngineDriver:
                 backlog.popleft()
 
     def _open_channel(self, role: Role, address: str) -> None:
-        self._channels[role] = ZmqChannel.bind(address, SPEAKS[role])
+        is_frontend = role is Role.FRONTEND
+        self._channels[role] = bind_for_frontend(address) if is_frontend else bind_for_worker(address, role)
         self._watch()
 
     def _watch(self) -> None:
-        self._waiter = Waiter.on([self._control.fileno(), *self._channels.values()])
+        self._waiter = Waiter([self._control, *self._channels.values()])
 
     def _close_channel(self, role: Role) -> None:
         self._backlog.pop(role, None)
