@@ -15,10 +15,10 @@ class KVPool:
     def __init__(self, pool: Tensor) -> None:
         self.pool = pool
         self.num_layers, _, self.num_blocks, self.num_kv_heads, self.block_size, self.head_dim = pool.shape
-        # [kv_head run]: one row is one head of one block.
-        self._runs = pool.view(
-            self.num_layers, 2 * self.num_blocks * self.num_kv_heads, self.block_size * self.head_dim
-        )
+        self.block_bytes = 2 * self.num_kv_heads * self.block_size * self.head_dim * pool.element_size()  # in one layer
+        # One row is a run: one head of one block.
+        num_runs = 2 * self.num_blocks * self.num_kv_heads
+        self._runs = pool.view(self.num_layers, num_runs, self.block_size * self.head_dim)
         self._which = torch.arange(2).view(1, 2, 1)
         self._heads = torch.arange(self.num_kv_heads).view(1, 1, -1)
 
@@ -35,10 +35,12 @@ class KVPool:
         runs = which + block_tables.view(1, block_tables.shape[0], 1, -1) * self.num_kv_heads + heads
         return runs.reshape(-1)
 
-    def gather(self, layer: int, run_index: Tensor, num_rows: int, out: Tensor | None = None) -> Tensor:
-        """A copy of whole blocks: [2, rows, num_kv_heads, blocks * block_size, head_dim]."""
-        if out is None:
-            runs = self._runs[layer].index_select(0, run_index)
-        else:
-            runs = torch.index_select(self._runs[layer], 0, run_index, out=out)
+    def new_runs(self, num_runs: int) -> Tensor:
+        """Uninitialised room for `gather`."""
+        return torch.empty(num_runs, self.block_size * self.head_dim, dtype=self.pool.dtype)
+
+    def gather(self, layer: int, run_index: Tensor, num_rows: int, out: Tensor) -> Tensor:
+        """Copy whole blocks into `out` (from `new_runs`, as long as the index) and return it as
+        [2, rows, num_kv_heads, blocks * block_size, head_dim]."""
+        runs = torch.index_select(self._runs[layer], 0, run_index, out=out)
         return runs.view(2, num_rows, self.num_kv_heads, -1, self.head_dim)

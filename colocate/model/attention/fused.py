@@ -8,6 +8,7 @@ read once per group.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,21 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from colocate.model.attention.seam import DecodeRows, DecodeTables, PrefillRows, PrefillSpan
 from colocate.model.kv import KVPool
+
+_GATHER_BYTES = 4 << 20
+_MAX_KEPT_RUNS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodePart:
+    """Neighbouring rows of a step that are gathered and attended together."""
+
+    first: int
+    num_rows: int
+    max_context_len: int
+    runs: Tensor
+    context_lens: Tensor
+    uniform: bool  # all contexts are equally long
 
 
 class FusedAttention:
@@ -29,9 +45,11 @@ class FusedAttention:
         self._prefill_masks: dict[tuple[int, int | None], Tensor] = {}
         self._prefill_runs: dict[tuple[int, int], Tensor] = {}
         self._tables: DecodeTables | None = None
-        self._decode_runs: dict[int, Tensor] = {}
+        self._decode_runs: dict[tuple[int, int, int], Tensor] = {}
         self._decode_rows: DecodeRows | None = None
-        self._decode_masks: dict[int | None, Tensor | None] = {}
+        self._decode_masks: dict[tuple[int, int | None], Tensor] = {}
+        self._parts: list[_DecodePart] = []
+        self._scratch = pool.new_runs(0)
 
     def write(self, layer: int, kv: Tensor, slots: Tensor) -> None:
         self._pool.write(layer, kv, slots)
@@ -61,23 +79,54 @@ class FusedAttention:
             out_heads[places].copy_(result[0].transpose(0, 1))
 
     def decode(self, layer: int, q: Tensor, rows: DecodeRows, out: Tensor) -> None:
-        num_rows, block_size = q.shape[0], self._pool.block_size
+        if rows is not self._decode_rows:
+            self._plan_decode(rows)
+        query = q.view(q.shape[0], self._pool.num_kv_heads, self._group, -1)
+        out_heads = out.view(query.shape)
+        window = self._windows[layer]
+        for part in self._parts:
+            places = slice(part.first, part.first + part.num_rows)
+            keys, values = self._pool.gather(layer, part.runs, part.num_rows, self._scratch[: len(part.runs)])
+            keys, values = keys[:, :, : part.max_context_len], values[:, :, : part.max_context_len]
+            mask = self._decode_mask(part, window, q.dtype)
+            result = scaled_dot_product_attention(query[places], keys, values, attn_mask=mask)
+            out_heads[places].copy_(result)
+
+    def _plan_decode(self, rows: DecodeRows) -> None:
+        """Cut the batch into runs of rows whose gathered blocks fit the caches together: what is copied there is read
+        back from there, and the pool is read from memory once."""
         if rows.tables is not self._tables:
             self._tables = rows.tables
             self._decode_runs.clear()
-        if rows is not self._decode_rows:
-            self._decode_rows = rows
-            self._decode_masks.clear()
-        num_blocks = -(-rows.max_context_len // block_size)
-        runs = self._decode_runs.get(num_blocks)
+        self._decode_rows = rows
+        self._decode_masks.clear()
+        self._parts = []
+        lens: list[int] = rows.context_lens.tolist()
+        first = 0
+        while first < len(lens):
+            end, longest = first + 1, lens[first]
+            while end < len(lens) and self._gathered_bytes(max(longest, lens[end]), end + 1 - first) <= _GATHER_BYTES:
+                longest = max(longest, lens[end])
+                end += 1
+            runs = self._runs_of(rows.tables, first, end, -(-longest // self._pool.block_size))
+            uniform = all(length == longest for length in lens[first:end])
+            self._parts.append(_DecodePart(first, end - first, longest, runs, rows.context_lens[first:end], uniform))
+            first = end
+        most = max(len(part.runs) for part in self._parts)
+        if len(self._scratch) < most:
+            self._scratch = self._pool.new_runs(most)
+
+    def _gathered_bytes(self, context_len: int, num_rows: int) -> int:
+        return -(-context_len // self._pool.block_size) * self._pool.block_bytes * num_rows
+
+    def _runs_of(self, tables: DecodeTables, first: int, end: int, num_blocks: int) -> Tensor:
+        key = (first, end, num_blocks)
+        runs = self._decode_runs.get(key)
         if runs is None:
-            self._decode_runs.clear()
-            runs = self._decode_runs[num_blocks] = self._pool.run_index(rows.tables.block_tables[:, :num_blocks])
-        keys, values = self._pool.gather(layer, runs, num_rows)
-        query = q.view(num_rows, self._pool.num_kv_heads, self._group, -1)
-        mask = self._decode_mask(self._windows[layer], rows, num_blocks * block_size, q.dtype)
-        result = scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        out.view(num_rows, self._pool.num_kv_heads, self._group, -1).copy_(result)
+            if len(self._decode_runs) > _MAX_KEPT_RUNS:
+                self._decode_runs.clear()
+            runs = self._decode_runs[key] = self._pool.run_index(tables.block_tables[first:end, :num_blocks])
+        return runs
 
     def _cached(self, layer: int, index: int, span: PrefillSpan, window: int | None) -> tuple[Tensor, Tensor, int]:
         """Keys and values from the first block the window reaches, and the position of the first of them."""
@@ -88,8 +137,12 @@ class FusedAttention:
         if runs is None:
             runs = self._pool.run_index(span.block_table[first_block:last_block].unsqueeze(0))
             self._prefill_runs[index, first_block] = runs
-        gathered = self._pool.gather(layer, runs, 1)[:, :, :, : span.context_len - first_block * block_size]
-        return gathered[0], gathered[1], first_block * block_size
+        if len(self._scratch) < len(runs):
+            self._scratch = self._pool.new_runs(len(runs))
+        gathered = self._pool.gather(layer, runs, 1, self._scratch[: len(runs)])[
+            :, 0, :, : span.context_len - first_block * block_size
+        ]
+        return gathered[:1], gathered[1:], first_block * block_size
 
     def _prefill_mask(
         self, index: int, span: PrefillSpan, window: int | None, first_key: int, dtype: torch.dtype
@@ -107,14 +160,17 @@ class FusedAttention:
             self._prefill_masks[index, window] = mask
         return mask
 
-    def _decode_mask(self, window: int | None, rows: DecodeRows, num_keys: int, dtype: torch.dtype) -> Tensor | None:
+    def _decode_mask(self, part: _DecodePart, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Additive [rows, 1, 1, keys]; None where every row sees every gathered key."""
-        if window not in self._decode_masks:
-            keys = torch.arange(num_keys).unsqueeze(0)
-            context = rows.context_lens.unsqueeze(1)
+        if part.uniform and (window is None or window >= part.max_context_len):
+            return None
+        mask = self._decode_masks.get((part.first, window))
+        if mask is None:
+            keys = torch.arange(part.max_context_len).unsqueeze(0)
+            context = part.context_lens.unsqueeze(1)
             hidden = keys >= context
             if window is not None:
                 hidden |= keys < context - window
             mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-            self._decode_masks[window] = mask.view(mask.shape[0], 1, 1, num_keys)
-        return self._decode_masks[window]
+            mask = self._decode_masks[part.first, window] = mask.view(part.num_rows, 1, 1, -1)
+        return mask
