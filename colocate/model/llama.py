@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -69,6 +70,22 @@ class Packed:
     rows: PrefillRows | DecodeRows
 
 
+class FusedLayers(Protocol):
+    """Whole layers as one call, for the forwards that it takes; writes the pool exactly as the layers would."""
+
+    def takes(self, packed: Packed, num_tokens: int) -> bool: ...
+
+    def run(self, hidden: Tensor, start: int, stop: int, packed: Packed) -> None:
+        """Layers start .. stop - 1, in place on `hidden`."""
+        ...
+
+    def takes_logits(self, num_rows: int) -> bool: ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As `LlamaModel.logits`."""
+        ...
+
+
 class Scratch:
     """Reused activations, by name. A buffer grows to the largest forward seen and is valid until its next `take`."""
 
@@ -87,14 +104,22 @@ class Scratch:
 class LlamaModel:
     """Arithmetic of one worker; used from one thread, under `torch.inference_mode`."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], attention: Attention, linear: Linear) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: dict[str, Tensor],
+        attention: Attention,
+        linear: Linear,
+        fused: FusedLayers | None = None,
+    ) -> None:
         self.config = config
+        self._fused = fused
         self._attention = attention
         self._linear = linear
         self._embed = weights["embed"]
         self._norm = weights["norm"]
         self._lm_head = weights.get("lm_head", self._embed)
-        self._layers = [_layer_weights(config, weights, layer) for layer in range(config.num_layers)]
+        self._layers = all_layer_weights(config, weights)
         self._scratch = Scratch(self._embed.dtype)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -103,12 +128,17 @@ class LlamaModel:
 
     def run_layers(self, hidden: Tensor, start: int, stop: int, packed: Packed) -> None:
         """Layers start .. stop - 1, in place on `hidden`; writes the KV of the packed tokens in those layers."""
+        if self._fused is not None and self._fused.takes(packed, hidden.shape[0]):
+            self._fused.run(hidden, start, stop, packed)
+            return
         for layer in range(start, stop):
             self._attend(layer, hidden, packed)
             self._feed_forward(layer, hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and lm_head of [rows, hidden_size]: float32 [rows, vocab_size], valid until the next call."""
+        if self._fused is not None and self._fused.takes_logits(hidden.shape[0]):
+            return self._fused.logits(hidden)
         x = rms_norm(hidden, (self.config.hidden_size,), self._norm, self.config.rms_norm_eps)
         out = self._scratch.take("logits", hidden.shape[0], self.config.vocab_size)
         self._linear.project(x, self._lm_head, None, out)
@@ -143,6 +173,10 @@ class LlamaModel:
         gate, up = gate_up[:, : config.intermediate_size], gate_up[:, config.intermediate_size :]
         silu(gate, inplace=True).mul_(up)
         self._linear.add_project(hidden, gate, weights.down, None)
+
+
+def all_layer_weights(config: ModelConfig, weights: dict[str, Tensor]) -> list[LayerWeights]:
+    return [_layer_weights(config, weights, layer) for layer in range(config.num_layers)]
 
 
 def _layer_weights(config: ModelConfig, weights: dict[str, Tensor], layer: int) -> LayerWeights:

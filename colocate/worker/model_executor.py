@@ -22,6 +22,7 @@ from colocate.model.kv import KVPool
 from colocate.model.layout import KVLayout, WeightLayout
 from colocate.model.linear import linear_for
 from colocate.model.llama import TORCH_DTYPES, LlamaModel, Packed, map_kv, map_weights
+from colocate.model.native_layers import native_layers_for
 from colocate.model.rope import RotaryTable
 from colocate.model.sampler import Sampler
 from colocate.types import Incarnation, RequestId
@@ -41,7 +42,8 @@ class _Mapped:
         pool = KVPool(map_kv(KVLayout(config, facts.dtype, facts.num_blocks, facts.block_size), kv))
         attention = attention_for(config, pool, deterministic)
         tensors = map_weights(WeightLayout.of(config, facts.dtype), weights)
-        self.model = LlamaModel(config, tensors, attention, linear_for(config, deterministic))
+        fused = native_layers_for(config, tensors, pool, deterministic)
+        self.model = LlamaModel(config, tensors, attention, linear_for(config, deterministic), fused)
         self.rotary = RotaryTable(config.rope, config.head_dim, facts.max_model_len, TORCH_DTYPES[facts.dtype])
         self.sampler = Sampler(config.vocab_size)
 

@@ -1,0 +1,151 @@
+"""A decoder's layers as one native call: the decode step where a compiler is present, and the deterministic forward.
+
+Every sum of these kernels is taken in an order of its own (see native/cpu/simd.h), so a token's hidden state has the
+same bits whatever else is in the batch, however the prompt was cut, and however many threads ran: prefill and decode by
+this path are one arithmetic.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from colocate.model.attention.seam import DecodeRows, PrefillRows
+from colocate.model.config import ModelConfig
+from colocate.model.kv import KVPool
+from colocate.model.llama import LayerWeights, Packed, all_layer_weights
+from colocate.model.native import load_kernels
+from colocate.model.native_kernels import DecodeBatch, DecoderShape, LayerPointers, NativeKernels
+
+_MAX_HEAD_DIM = 256  # MAX_HEAD_DIM of native/cpu/attention.h
+
+
+# Above this many rows torch's product is as fast (benchmarks/cpu_model.py, "rows").
+_MAX_DECODE_ROWS = 64
+
+
+def native_layers_for(
+    config: ModelConfig, weights: dict[str, Tensor], pool: KVPool, deterministic: bool
+) -> NativeLayers | None:
+    """The native path of this model, or None where the machine or the model's shape has none."""
+    library = load_kernels()
+    if library is None:
+        return None
+    kernels = NativeKernels(library)
+    if not supports(kernels, config):
+        return None
+    lm_head = weights.get("lm_head", weights["embed"])
+    layers = all_layer_weights(config, weights)
+    return NativeLayers(
+        kernels, config, layers, weights["norm"], lm_head, pool, _MAX_DECODE_ROWS, takes_prefill=deterministic
+    )
+
+
+def supports(kernels: NativeKernels, config: ModelConfig) -> bool:
+    """Whether the kernels' vectors fit this model's heads."""
+    return config.head_dim % kernels.lanes == 0 and config.head_dim <= _MAX_HEAD_DIM
+
+
+def decoder_shape(config: ModelConfig, block_size: int) -> DecoderShape:
+    return DecoderShape(
+        config.hidden_size, config.intermediate_size, config.num_heads, config.num_kv_heads, config.head_dim,
+        block_size, config.rms_norm_eps, config.head_dim**-0.5,
+    )  # fmt: skip
+
+
+class NativeLayers:
+    """Implements `llama.FusedLayers`. Holds addresses of weights and pool, which must outlive it unmoved."""
+
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        config: ModelConfig,
+        layers: Sequence[LayerWeights],
+        norm: Tensor,
+        lm_head: Tensor,
+        pool: KVPool,
+        max_decode_rows: int,
+        takes_prefill: bool,
+    ) -> None:
+        self._kernels = kernels
+        self._shape = decoder_shape(config, pool.block_size)
+        self._keep_alive = (list(layers), pool, norm, lm_head)
+        self._norm, self._lm_head = norm, lm_head
+        self._dtype = lm_head.dtype
+        self._layers = (LayerPointers * len(layers))(
+            *(
+                layer_pointers(weights, pool.pool[index], config.sliding_windows[index])
+                for index, weights in enumerate(layers)
+            )
+        )
+        self._max_decode_rows = max_decode_rows
+        self._takes_prefill = takes_prefill
+        self._workspace = torch.empty(0)
+
+    def takes(self, packed: Packed, num_tokens: int) -> bool:
+        """Whether this forward is for these kernels: decode steps up to a size, everything when deterministic."""
+        return self._takes_prefill or (isinstance(packed.rows, DecodeRows) and num_tokens <= self._max_decode_rows)
+
+    def takes_logits(self, num_rows: int) -> bool:
+        return self._takes_prefill or num_rows <= self._max_decode_rows
+
+    def run(self, hidden: Tensor, start: int, stop: int, packed: Packed) -> None:
+        """Layers start .. stop - 1, in place on `hidden` [tokens, hidden_size]; writes the tokens' KV."""
+        rows = packed.rows
+        if isinstance(rows, DecodeRows):
+            tables, context_lens, longest = rows.tables.block_tables, rows.context_lens, rows.max_context_len
+        else:
+            tables, context_lens, longest = _as_single_rows(rows)
+        state = hidden if hidden.dtype is torch.float32 else hidden.float()
+        cos, sin = packed.cos.float(), packed.sin.float()
+        num_threads = torch.get_num_threads()
+        needed = self._kernels.workspace_floats(self._shape, len(state), num_threads, longest) + 16
+        if self._workspace.numel() < needed:
+            self._workspace = torch.empty(needed)
+        base = self._workspace.data_ptr()
+        batch = DecodeBatch(
+            len(state), num_threads, tables.stride(0), state.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            rows.slots.data_ptr(), tables.data_ptr(), context_lens.data_ptr(), base + -base % 64, longest,
+            isinstance(rows, PrefillRows),
+        )  # fmt: skip
+        address = ctypes.addressof(self._layers) + start * ctypes.sizeof(LayerPointers)
+        self._kernels.decode_layers(self._shape, address, stop - start, batch, self._dtype)
+        if state is not hidden:
+            hidden.copy_(state)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final norm and lm_head: float32 [rows, vocab_size], owned by the caller."""
+        state = hidden.float().contiguous()
+        out = torch.empty(len(state), len(self._lm_head))
+        self._kernels.logits(self._shape, state, self._norm, self._lm_head, torch.empty_like(state), out)
+        return out
+
+
+def layer_pointers(weights: LayerWeights, layer_pool: Tensor, window: int | None) -> LayerPointers:
+    def address(tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        assert tensor.is_contiguous()
+        return tensor.data_ptr()
+
+    return LayerPointers(
+        address(weights.input_norm), address(weights.qkv), address(weights.qkv_bias), address(weights.qk_norm),
+        address(weights.o), address(weights.o_bias), address(weights.post_norm), address(weights.gate_up),
+        address(weights.down), layer_pool[0].data_ptr(), layer_pool[1].data_ptr(), window or 0,
+    )  # fmt: skip
+
+
+def _as_single_rows(rows: PrefillRows) -> tuple[Tensor, Tensor, int]:
+    """Every token as a row of its own: block tables [tokens, most blocks], context lengths [tokens], the longest."""
+    width = max(len(span.block_table) for span in rows.spans)
+    num_tokens = sum(span.num_tokens for span in rows.spans)
+    tables = torch.zeros(num_tokens, width, dtype=torch.int64)
+    context_lens = torch.empty(num_tokens, dtype=torch.int64)
+    for span in rows.spans:
+        places = slice(span.first, span.first + span.num_tokens)
+        tables[places, : len(span.block_table)] = span.block_table
+        context_lens[places] = torch.arange(span.start + 1, span.context_len + 1)
+    return tables, context_lens, max(span.context_len for span in rows.spans)
