@@ -1,0 +1,83 @@
+"""Key-value recall in context: seeded prompts whose right answer is known, to train and to measure a model.
+
+A prompt lists pairs such as `zor = 417; mip = 093` and asks for one of them. The keys carry no meaning and the values
+are uniform, so a model can only answer by finding the pair in its context: a lost or mixed up KV block shows at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_CONSONANTS = "bdfgklmnprstvz"
+_VOWELS = "aeiou"
+_CODAS = "bdgklmnprtx"
+_NOUNS = """apple bread cloud river stone tiger maple piano lemon house chair table horse zebra eagle robot
+candle garden window bottle pepper silver copper marble violet orange yellow purple green blue red black white
+north south east west sun moon star rain snow wind fire water earth gold iron tree leaf bird fish cat dog bear wolf
+alpha beta gamma delta omega code room door key box bag hat cup pen book lamp ship car train bus road bridge""".split()
+ACKNOWLEDGEMENT = "I will remember that. Ask me for any of them."
+_AVOIDED = frozenset(("dam", "fag", "nig", "rum", "sex", "sod", "tit"))
+
+
+def _invented_words(count: int, seed: int) -> tuple[str, ...]:
+    syllables = [a + b + c for a in _CONSONANTS for b in _VOWELS for c in _CODAS]
+    return tuple(sorted(random.Random(seed).sample([word for word in syllables if word not in _AVOIDED], count)))
+
+
+KEYS: tuple[str, ...] = tuple(dict.fromkeys((*_invented_words(120, 7), *_NOUNS)))
+
+_OPENINGS = ("Remember: ", "Remember these: ", "Please remember: ", "Keep this in mind: ", "Here are some values: ", "")
+_QUESTIONS = ("What is {key}?", "What is {key}?", "What is the value of {key}?", "Tell me {key}.", "And {key}?")
+
+
+@dataclass(frozen=True, slots=True)
+class RecallPrompt:
+    """One user message, the key it asks for and the answer: three digits."""
+
+    text: str
+    key: str
+    answer: str
+    num_pairs: int
+
+
+def draw_pairs(rng: random.Random, num_pairs: int) -> list[tuple[str, str]]:
+    """Distinct keys, each with a value of three digits."""
+    return [(key, f"{rng.randrange(1000):03d}") for key in rng.sample(KEYS, num_pairs)]
+
+
+def pairs_text(rng: random.Random, pairs: Sequence[tuple[str, str]], filler: Sequence[str] = ()) -> str:
+    """The pairs as one line; sentences of `filler` are scattered between them to stretch the distance."""
+    parts = [f"{key} = {value};" for key, value in pairs]
+    for sentence in filler:
+        parts.insert(rng.randrange(1, len(parts) + 1), sentence)
+    text = " ".join(parts)
+    return text[:-1] + "." if text.endswith(";") else text
+
+
+def recall_prompts(count: int, num_pairs: int, seed: int, filler: Sequence[str] = ()) -> list[RecallPrompt]:
+    """`count` prompts of `num_pairs` pairs (2 to 40 are trained on), the same for the same seed."""
+    rng = random.Random(seed * 1000 + num_pairs)
+    prompts = []
+    for _ in range(count):
+        pairs = draw_pairs(rng, num_pairs)
+        key, value = rng.choice(pairs)
+        text = f"Remember: {pairs_text(rng, pairs, filler)} What is {key}?"
+        prompts.append(RecallPrompt(text, key, value, num_pairs))
+    return prompts
+
+
+def recall_dialogue(
+    rng: random.Random, num_pairs: int, num_queries: int, filler: Sequence[str] = ()
+) -> list[tuple[str, str]]:
+    """A conversation of (question, answer) turns over one list of pairs; the first question carries the list."""
+    pairs = draw_pairs(rng, num_pairs)
+    listing = rng.choice(_OPENINGS) + pairs_text(rng, pairs, filler)
+    turns = []
+    for _ in range(num_queries):
+        key, value = rng.choice(pairs)
+        turns.append((rng.choice(_QUESTIONS).format(key=key), value))
+    if rng.random() < 0.2:
+        return [(listing, ACKNOWLEDGEMENT), *turns]
+    return [(f"{listing} {turns[0][0]}", turns[0][1]), *turns[1:]]
