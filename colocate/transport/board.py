@@ -57,6 +57,11 @@ class Progress(NamedTuple):
     deadline_ns: int
 
 
+def plan_of(word: int) -> PlanWord:
+    """Take a plan word apart."""
+    return PlanWord(word >> _INDEX_BITS, word & _INDEX_MASK)
+
+
 class Board:
     """One process's mapping of the page. `close` unmaps it; the page lives while any process maps it."""
 
@@ -109,8 +114,7 @@ class Board:
         return self._words[_PLAN]
 
     def plan(self) -> PlanWord:
-        word = self._words[_PLAN]
-        return PlanWord(word >> _INDEX_BITS, word & _INDEX_MASK)
+        return plan_of(self._words[_PLAN])
 
     # What is in force: written by each worker.
 

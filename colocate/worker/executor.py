@@ -1,6 +1,6 @@
 """What a worker loop asks of the thing that computes: the seam between loops and models.
 
-Two implementations: `worker/model_executor.py` runs a real model on the device's kernels; `device/emulated/executor.py`
+Two implementations: `worker/model_executor.py` runs a real model on the device's kernels; `worker/emulated_executor.py`
 draws deterministic tokens and takes its time from a profile. Loops hold the bookkeeping (inbox, board, standing batch,
 reports); executors hold the arithmetic.
 """

@@ -1,0 +1,108 @@
+"""What happens to a plan change at a boundary: let go at once, take only what the other worker has let go.
+
+Each worker publishes how many units it holds, counted from its own end of the device (`Board.set_held`). Rules:
+
+1. A smaller share is taken at once, and published after the partition let go.
+2. A larger share is claimed on the board first and taken after looking at the other worker's claim again, so of two
+   workers that grow towards each other at the same instant at least one sees the other and steps back.
+3. Until the other worker has let go, the part that is free is taken, and every boundary looks again.
+4. Under the plan named `shared` both see every unit and nobody waits.
+
+A plan is in force here once the whole share is held and, unless it is shared, nobody else holds any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from colocate.core.plan import SHARED, Plan, PlanTable
+from colocate.device.partition import Partition
+from colocate.errors import InvariantError
+from colocate.messages.control import PlanApplied
+from colocate.transport.board import Board, plan_of
+from colocate.types import Role
+
+
+class Boundary:
+    """One worker's side of every plan switch. Owned by its main loop; `check` is called between slices or steps."""
+
+    def __init__(
+        self,
+        role: Role,
+        table: PlanTable,
+        board: Board,
+        partition: Partition,
+        units_changed: Callable[[int], None],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self._role = role
+        self._peer = Role.DECODE if role is Role.PREFILL else Role.PREFILL
+        self._table = table
+        self._board = board
+        self._partition = partition
+        self._units_changed = units_changed
+        self._clock_ns = clock_ns
+        self._word = 0  # the plan word last acted on
+        self.num_units = 0  # held now
+        self.plan_seq = 0  # the plan last in force here
+        self.is_pending = False  # the plan asked for is not in force yet: look again soon
+
+    def check(self) -> PlanApplied | None:
+        """Act on the board's plan word. The acknowledgement to send, if a plan came into force."""
+        word = self._board.plan_word()
+        if word == self._word and not self.is_pending:
+            return None
+        self._word = word
+        seq, plan_index = plan_of(word)
+        if not seq:
+            return None
+        plan = self._plan(plan_index)
+        target = len(plan.units_of(self._role, self._table.total_units))
+        is_shared = plan.name == SHARED
+        if target < self.num_units:
+            self._release(target)
+        elif target > self.num_units:
+            self._grow(target, is_shared)
+        self.is_pending = self.num_units != target or not (is_shared or self._is_exclusive(self.num_units))
+        if self.is_pending:
+            return None
+        now_ns = self._clock_ns()
+        self._board.set_applied(self._role, seq, plan_index, now_ns)
+        self.plan_seq = seq
+        return PlanApplied(self._role, seq, now_ns)
+
+    def restate(self) -> None:
+        """A new engine does not know what is in force: acknowledge the plan again at the next check."""
+        self._word = 0
+
+    def units(self, num_units: int) -> tuple[int, ...]:
+        """Which units a share of this size is."""
+        return Plan("", num_units, num_units).units_of(self._role, self._table.total_units)
+
+    def _plan(self, plan_index: int) -> Plan:
+        if plan_index >= len(self._table.plans):
+            raise InvariantError(f"the board names plan {plan_index}; this device has {len(self._table.plans)}")
+        return self._table.plans[plan_index]
+
+    def _is_exclusive(self, num_units: int) -> bool:
+        return num_units + self._board.held(self._peer) <= self._table.total_units
+
+    def _release(self, num_units: int) -> None:
+        self._take(num_units)
+        self._board.set_held(self._role, num_units)
+
+    def _grow(self, target: int, is_shared: bool) -> None:
+        free = self._table.total_units if is_shared else self._table.total_units - self._board.held(self._peer)
+        claim = min(target, free)
+        if claim <= self.num_units:
+            return
+        self._board.set_held(self._role, claim)
+        if is_shared or self._is_exclusive(claim):
+            self._take(claim)
+        else:
+            self._board.set_held(self._role, self.num_units)
+
+    def _take(self, num_units: int) -> None:
+        self._partition.apply(self.units(num_units))
+        self._units_changed(num_units)
+        self.num_units = num_units

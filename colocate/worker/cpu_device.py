@@ -1,0 +1,96 @@
+"""A worker's equipment on CPU cores: a real model over the keeper's memory.
+
+Nothing here imports torch before the environment has been checked: OpenMP reads its wait policy once.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from colocate.core.plan import build_plan_table
+from colocate.device.cpu.partition import CpuPartition
+from colocate.device.partition import Partition
+from colocate.errors import ConfigError
+from colocate.messages.spec import ProcessSpec
+from colocate.model.config import load_model_config
+from colocate.model.layout import KVLayout
+from colocate.transport.board import Board
+from colocate.types import Role
+from colocate.worker.attach import attach
+from colocate.worker.executor import DecodeExecutor, PrefillExecutor
+from colocate.worker.warm_up import largest_decode, largest_prefill, warm_decode, warm_prefill
+
+
+class CpuDevice:
+    """Implements `WorkerDevice`. `announce` tells the supervisor what the start is doing."""
+
+    def __init__(self, spec: ProcessSpec, board: Board, announce: Callable[[str, str], object]) -> None:
+        require_passive_openmp()
+        self._spec = spec
+        self._board = board
+        self._announce = announce
+        self._config = load_model_config(Path(spec.facts.model_dir))
+        self._partition = CpuPartition(spec.facts.unit_ids)
+        announce("attach", "weights and KV")
+        self._memory = attach(spec)
+
+    @property
+    def partition(self) -> Partition:
+        return self._partition
+
+    def prefill_executor(self) -> PrefillExecutor:
+        from colocate.worker.model_executor import ModelPrefillExecutor
+
+        facts, batch = largest_prefill(self._spec)
+        num_units = self._confine_warm_up()
+        deterministic = self._spec.config.model.deterministic
+        config, weights = self._config, self._memory.weights
+        warm = ModelPrefillExecutor(config, facts, weights, self._scratch_kv(facts.num_blocks), deterministic)
+        warm.units_changed(num_units)
+        warm_prefill(warm, batch)
+        return ModelPrefillExecutor(config, self._spec.facts, weights, self._memory.kv, deterministic)
+
+    def decode_executor(self) -> DecodeExecutor:
+        from colocate.worker.model_executor import ModelDecodeExecutor
+
+        facts, rows = largest_decode(self._spec)
+        num_units = self._confine_warm_up()
+        deterministic = self._spec.config.model.deterministic
+        config, weights = self._config, self._memory.weights
+        warm = ModelDecodeExecutor(config, facts, weights, self._scratch_kv(facts.num_blocks), deterministic)
+        warm.units_changed(num_units)
+        warm_decode(warm, rows)
+        return ModelDecodeExecutor(config, self._spec.facts, weights, self._memory.kv, deterministic)
+
+    def _confine_warm_up(self) -> int:
+        """Warm up on this role's share of the plan on the board, so that a restart does not disturb the other phase:
+        on one core where that share is empty, on all where no plan was ever set."""
+        facts, role = self._spec.facts, self._spec.role
+        seq, plan_index = self._board.plan()
+        units = tuple(range(facts.total_units))
+        if seq:
+            table = build_plan_table(facts.total_units, facts.unit_granularity)
+            own_end = units[:1] if role is Role.DECODE else units[-1:]
+            units = table.plans[plan_index].units_of(role, facts.total_units) or own_end
+        self._partition.apply(units)
+        self._announce("warm-up", f"on {len(units)} core(s)")
+        return len(units)
+
+    def _scratch_kv(self, num_blocks: int) -> memoryview:
+        """A pool of this worker's own, freed with the executor that was warmed on it."""
+        facts = self._spec.facts
+        return memoryview(mmap.mmap(-1, KVLayout(self._config, facts.dtype, num_blocks, facts.block_size).nbytes))
+
+
+def require_passive_openmp() -> None:
+    """Spinning OpenMP threads would take the cores of the other phase after every product."""
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    if policy.lower() != "passive":
+        raise ConfigError(
+            "OMP_WAIT_POLICY",
+            f"is {policy!r} in a worker's environment",
+            "start workers through `colocate serve`, which sets it to passive",
+        )
