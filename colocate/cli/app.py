@@ -61,13 +61,14 @@ def generate(
     sampling_seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.", rich_help_panel="Sampling")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Feed the text as it is, without the chat template.")] = False,
 ) -> None:
-    from colocate.cli.generate import GenerateRequest, run_generate
+    from colocate.messages.spec import OneShot
+    from colocate.runtime.daemon import run_once
 
     if model is not None:
         flags["model"] = model
     text = sys.stdin.read() if prompt == "-" else prompt
-    request = GenerateRequest(text, max_tokens, temperature, top_p, top_k, min_p, sampling_seed, raw)
-    sys.exit(run_generate(load_config(config, os.environ, flags), request))
+    request = OneShot(text, max_tokens, temperature, top_p, top_k, min_p, sampling_seed, raw)
+    sys.exit(run_once(load_config(config, os.environ, flags), request))
 
 
 @app.command(help="Say what this machine can do, measured, and what is missing for more.")

@@ -25,6 +25,19 @@ class RuntimeFacts(Struct, frozen=True):
     block_size: int
 
 
+class OneShot(Struct, frozen=True):
+    """The one request of `colocate generate`."""
+
+    text: str
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    raw: bool = False  # feed the text as it is, without the chat template
+
+
 class ProcessSpec(Struct, frozen=True):
     """Everything one child needs. Descriptors are numbers in the child (inherited)."""
 
@@ -39,3 +52,4 @@ class ProcessSpec(Struct, frozen=True):
     engine_address: str = ""  # where this process connects (worker, frontend) or binds for the frontend (engine)
     keeper_address: str = ""  # abstract Unix socket of the keeper
     listen_fd: int = -1  # frontend: the listening TCP socket, bound by the supervisor
+    prompt: OneShot | None = None  # frontend: `colocate generate`, no HTTP

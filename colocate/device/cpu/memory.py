@@ -14,7 +14,9 @@ from pathlib import Path
 
 from colocate.errors import ConfigError
 
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+# Linux 5.1; the fcntl module does not name it in every Python version this package supports.
+_F_SEAL_FUTURE_WRITE = 0x0010
 _CGROUP_V2 = Path("/sys/fs/cgroup")
 _CGROUP_V1 = Path("/sys/fs/cgroup/memory")
 
@@ -44,7 +46,7 @@ def create_segment(name: str, num_bytes: int) -> Segment:
     try:
         if num_bytes:
             os.posix_fallocate(fd, 0, num_bytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS)
     except OSError as error:
         os.close(fd)
         problem = f"cannot allocate {num_bytes} bytes of shared memory for {name}: {error.strerror}"
@@ -52,9 +54,14 @@ def create_segment(name: str, num_bytes: int) -> Segment:
     return Segment(name, fd, num_bytes)
 
 
+def seal_against_writing(segment: Segment) -> None:
+    """From here on nobody can map the segment with write permission; mappings that exist keep theirs."""
+    fcntl.fcntl(segment.fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+
+
 def adopt_segment(name: str, fd: int, num_bytes: int) -> Segment:
     """A segment received from another process. Raises ConfigError unless it is sealed at the size that was named."""
-    sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SIZE_SEALS == _SIZE_SEALS
     if not sealed or os.fstat(fd).st_size != num_bytes:
         os.close(fd)
         raise ConfigError("memory", f"segment {name} is not a sealed memfd of {num_bytes} bytes")

@@ -1,0 +1,105 @@
+"""Entry of every child process: `python -m colocate.launch ROLE PARENT_PID`, its spec on standard input.
+
+The composition root: the only place that knows which function each role runs. Each role imports only its own part, so
+the keeper and the engine stay small and start fast.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TypeAlias
+
+from msgspec import msgpack
+
+from colocate.errors import ChannelClosed, ConfigError
+from colocate.messages.control import ChildFailed
+from colocate.messages.spec import ProcessSpec
+from colocate.transport.board import Board
+from colocate.transport.control import ControlChannel
+from colocate.types import Role
+
+Entry: TypeAlias = Callable[[ProcessSpec, ControlChannel, Board], None]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Exit codes: 0 told to leave, 1 an error, 2 an error that the operator can mend."""
+    role, parent_pid = Role(arguments[0]), int(arguments[1])
+    _die_with_parent(parent_pid)
+    # Ctrl-C in a terminal reaches the whole process group; only the supervisor decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
+    spec = msgpack.decode(sys.stdin.buffer.read(), type=ProcessSpec)
+    _name_process(role)
+    control = ControlChannel(spec.control_fd)
+    board = Board.attach(spec.board_fd)
+    try:
+        _entry(spec)(spec, control, board)
+    except ConfigError as error:
+        _report(control, ChildFailed(True, error.where, error.problem, error.remedy))
+        return 2
+    except ChannelClosed as error:
+        _report(control, ChildFailed(False, role.value, str(error), ""))
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        _report(control, ChildFailed(False, role.value, f"{type(error).__name__}: {error}", ""))
+        return 1
+    return 0
+
+
+def _entry(spec: ProcessSpec) -> Entry:
+    if spec.role is Role.KEEPER:
+        from colocate.worker.keeper import run_keeper
+
+        return run_keeper
+    if spec.role is Role.ENGINE:
+        from colocate.runtime.engine_process import run_engine
+
+        return run_engine
+    if spec.role is Role.FRONTEND:
+        if spec.prompt is not None:
+            from colocate.frontend.oneshot import run_oneshot
+
+            return run_oneshot
+        from colocate.frontend.main import run_frontend
+
+        return run_frontend
+    from colocate.worker.main import run_worker
+
+    return run_worker
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """From here on the kernel kills this process when the supervisor's main thread ends, however it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before the call
+        os._exit(1)
+
+
+def _leave(signum: int, frame: object) -> None:
+    sys.exit(0)
+
+
+def _name_process(role: Role) -> None:
+    """What `ps` and `top` show."""
+    import setproctitle
+
+    setproctitle.setproctitle(f"colocate:{role.value}")
+
+
+def _report(control: ControlChannel, message: ChildFailed) -> None:
+    try:
+        control.send(message)
+    except ChannelClosed:
+        pass  # the supervisor is gone; so will we be
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

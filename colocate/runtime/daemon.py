@@ -1,0 +1,101 @@
+"""One run from settings to exit code: what `colocate serve` and `colocate generate` call."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+
+from colocate import __version__
+from colocate.config.serve import ServeConfig
+from colocate.config.sizes import format_size
+from colocate.messages.control import ChildReady
+from colocate.messages.spec import OneShot
+from colocate.runtime.child import Child
+from colocate.runtime.console import Console, curl_line
+from colocate.runtime.crew import Crew
+from colocate.runtime.listen import bind_listener, url_of
+from colocate.runtime.startup import Startup, prepare
+from colocate.runtime.supervisor import Supervisor
+from colocate.types import Role
+
+
+def run_daemon(config: ServeConfig) -> int:
+    """Serve until stopped. Raises ConfigError where a start is refused; nothing is left running then."""
+    console = Console()
+    listener = bind_listener(config.http.host, config.http.port)
+    with listener:
+        startup, phases = _prepare(config, console)
+        crew = Crew(config, startup.facts, _run_id(), listener, None)
+        url = url_of(listener)
+
+        def on_ready() -> None:
+            _show_plans(console, config, startup)
+            console.ready()
+            console.line()
+            console.line(f"  open {url}")
+            console.line(f"  {curl_line(url, startup.facts.model_name, bool(config.http.api_key))}")
+
+        return _supervise(config, crew, console, startup, phases, on_ready)
+
+
+def run_once(config: ServeConfig, prompt: OneShot) -> int:
+    """Run one prompt without HTTP: the same processes, the frontend replaced by a client that prints."""
+    console = Console(quiet=True)
+    startup, phases = _prepare(config, console)
+    crew = Crew(config, startup.facts, _run_id(), None, prompt)
+    return _supervise(config, crew, console, startup, phases, lambda: None)
+
+
+def _prepare(config: ServeConfig, console: Console) -> tuple[Startup, dict[str, float]]:
+    started_s = time.monotonic()
+    console.line(f"colocate {__version__}")
+    startup = prepare(config)
+    seconds = time.monotonic() - started_s
+    facts = startup.facts
+    units = f"{facts.total_units} {'cores' if facts.device_kind == 'cpu' else 'units'}"
+    console.step("device", f"{facts.device_kind}, {units} ({facts.device_name})")
+    console.step("model", f"{facts.model_name}, {facts.dtype}, up to {facts.max_model_len} tokens", seconds)
+    for note in startup.notes:
+        console.warn(note)
+    return startup, {"prepare": seconds}
+
+
+def _supervise(
+    config: ServeConfig,
+    crew: Crew,
+    console: Console,
+    startup: Startup,
+    phases: dict[str, float],
+    on_ready: Callable[[], None],
+) -> int:
+    def describe(child: Child, ready: ChildReady) -> str:
+        return f"pid {child.pid}" + _detail_of(child.role, startup)
+
+    return Supervisor(config, crew, console, phases=phases, on_ready=on_ready, describe=describe).run()
+
+
+def _detail_of(role: Role, startup: Startup) -> str:
+    facts = startup.facts
+    if role is not Role.KEEPER:
+        return ""
+    if facts.device_kind == "emulated":
+        return f", no memory needed; {facts.num_blocks} blocks of {facts.block_size} tokens"
+    pool = f"{facts.num_blocks} blocks of {facts.block_size} tokens"
+    return f", weights {format_size(startup.weights_bytes)}, KV pool {format_size(startup.kv_bytes)} in {pool}"
+
+
+_SHOWN_PLANS = 8
+
+
+def _show_plans(console: Console, config: ServeConfig, startup: Startup) -> None:
+    plans = startup.plans
+    names = [plan.name + (" (default split)" if plan.name == plans.default_split else "") for plan in plans.plans]
+    if len(names) > _SHOWN_PLANS:
+        names = [*names[: _SHOWN_PLANS - 4], "...", *names[-3:]]
+    console.step("plans", ", ".join(names))
+    console.step("policy", f"{config.scheduler.plan}, mode {config.scheduler.mode}")
+
+
+def _run_id() -> str:
+    return secrets.token_hex(8)

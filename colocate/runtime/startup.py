@@ -1,0 +1,133 @@
+"""From settings to facts: everything about this run that is decided once, before the first process starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from colocate.config.serve import ServeConfig
+from colocate.config.sizes import format_size
+from colocate.core.plan import PlanTable, build_plan_table
+from colocate.device.cpu.memory import available_bytes
+from colocate.device.resolve import DeviceFacts, resolve_device
+from colocate.errors import ConfigError
+from colocate.messages.spec import RuntimeFacts
+from colocate.model.config import ModelConfig, load_model_config
+from colocate.model.layout import KVLayout, WeightLayout
+from colocate.runtime.model_source import locate_model, model_label
+
+# What two workers, engine, frontend and keeper take beside weights and KV, mostly torch: measured on the demo model.
+_PROCESSES_BYTES = 700 << 20
+_PROBE_TIMEOUT_S = 60.0
+_LEN_STEP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Startup:
+    """The outcome. `notes` are decisions the operator should see."""
+
+    facts: RuntimeFacts
+    plans: PlanTable
+    weights_bytes: int
+    kv_bytes: int
+    notes: tuple[str, ...]
+
+
+def prepare(config: ServeConfig) -> Startup:
+    """Find the model and the device, choose dtype and sizes. Raises ConfigError for whatever cannot work."""
+    model_dir = locate_model(config.model.model, config.model.revision)
+    model = load_model_config(model_dir)
+    device = resolve_device(config.device)
+    plans = build_plan_table(device.total_units, device.unit_granularity)
+    _check_plan(config.scheduler.plan, plans)
+    notes: list[str] = []
+    dtype = _choose_dtype(config.model.dtype, model, device, notes)
+    kv_bytes_per_block = KVLayout(model, dtype, 1, config.memory.block_size).nbytes
+    num_blocks = KVLayout.num_blocks_for(config.memory.kv_memory, model, dtype, config.memory.block_size)
+    max_model_len = _choose_length(config, model, num_blocks, notes)
+    weights_bytes, kv_bytes = WeightLayout.of(model, dtype).nbytes, num_blocks * kv_bytes_per_block
+    if device.kind != "emulated":
+        _check_memory(weights_bytes, kv_bytes)
+    names = config.model.served_model_name
+    facts = RuntimeFacts(
+        device_kind=device.kind,
+        device_name=device.name,
+        total_units=device.total_units,
+        unit_granularity=device.unit_granularity,
+        unit_ids=device.unit_ids,
+        model_name=names[0] if names else model_label(config.model.model),
+        model_dir=str(model_dir),
+        dtype=dtype,
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        block_size=config.memory.block_size,
+    )
+    return Startup(facts, plans, weights_bytes, kv_bytes, tuple(notes))
+
+
+def _check_plan(setting: str, plans: PlanTable) -> None:
+    if setting != "elastic":
+        plans.index_of(setting.removeprefix("static:"))
+
+
+def _choose_dtype(setting: str, model: ModelConfig, device: DeviceFacts, notes: list[str]) -> str:
+    """`auto` keeps the checkpoint's bfloat16 only where this CPU multiplies it about as fast as float32."""
+    dtype = model.resolve_dtype(setting)
+    if setting != "auto" or dtype != "bfloat16" or device.kind != "cpu":
+        return dtype
+    speed = measure_matmul()
+    if speed is None:
+        return dtype
+    ratio = speed["bfloat16"] / speed["float32"]
+    chosen = "bfloat16" if ratio >= 0.9 else "float32"
+    notes.append(f"dtype {chosen}: bfloat16 runs at {ratio:.2f} times the speed of float32 here, measured")
+    return chosen
+
+
+def measure_matmul() -> dict[str, float] | None:
+    """GFLOP/s per dtype at shapes of a prefill and a decode step, measured by a short-lived process so that this one
+    never loads torch. None where it could not be measured."""
+    command = [sys.executable, "-m", "colocate.device.cpu.matmul_probe"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_PROBE_TIMEOUT_S, check=True)
+        result: dict[str, float] = json.loads(done.stdout)
+    except (subprocess.SubprocessError, OSError, ValueError):
+        return None
+    return result
+
+
+def _choose_length(config: ServeConfig, model: ModelConfig, num_blocks: int, notes: list[str]) -> int:
+    """The longest prompt plus output: one request must fit into the pool by itself."""
+    fits = num_blocks * config.memory.block_size
+    own, wanted = model.max_position_embeddings, config.model.max_model_len
+    if wanted is not None and wanted > own:
+        raise ConfigError("max_model_len", f"{wanted} is over the model's own limit", f"at most {own}")
+    if wanted is not None and wanted > fits:
+        need = format_size(-(-wanted // config.memory.block_size) * (config.memory.kv_memory // max(1, num_blocks)))
+        problem = f"a request of max_model_len {wanted} tokens does not fit: the pool holds {fits}"
+        raise ConfigError(
+            "kv_memory", problem, f"give --kv-memory {need.replace(' ', '')} or more, or lower --max-model-len"
+        )
+    length = wanted or min(own, fits)
+    if length < min(own, _LEN_STEP):
+        raise ConfigError("kv_memory", f"the pool holds only {fits} tokens", "give more --kv-memory")
+    if wanted is None and fits < own:
+        notes.append(f"max-model-len {length}: the KV pool holds no more (the model could do {own}); raise --kv-memory")
+    return length
+
+
+def _check_memory(weights_bytes: int, kv_bytes: int) -> None:
+    available = available_bytes()
+    if weights_bytes + kv_bytes + _PROCESSES_BYTES <= available:
+        return
+    left = available - weights_bytes - _PROCESSES_BYTES
+    parts = (
+        f"weights {format_size(weights_bytes)} + KV {format_size(kv_bytes)} + processes {format_size(_PROCESSES_BYTES)}"
+    )
+    problem = f"{parts} do not fit into {format_size(available)} of available memory"
+    if left <= 0:
+        raise ConfigError("model", problem, "free memory, use a smaller model, or --dtype bfloat16")
+    raise ConfigError("kv_memory", problem, f"give --kv-memory {left >> 20}MiB or less, or free memory")

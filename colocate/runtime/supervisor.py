@@ -1,0 +1,336 @@
+"""The supervisor: starts, watches and replaces the processes of one run, and ends them all.
+
+One thread, one selector. What it waits for: process sentinels (pidfds), control sockets, signals, and the clock.
+
+| lost | what happens |
+|---|---|
+| prefill, decode | reaped, the engine told, started again on the keeper's memory |
+| frontend | reaped, the engine told, started again on the same listening socket |
+| engine | reaped, started again with the next epoch; workers and frontend told where |
+| keeper | engine and workers are killed and reaped, all four start again; the frontend stays |
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from colocate.config.serve import ServeConfig
+from colocate.errors import ConfigError, InvariantError
+from colocate.messages.control import (
+    ChannelBroken,
+    ChildFailed,
+    ChildReady,
+    Drain,
+    Drained,
+    PoisonFailed,
+    ProcessTable,
+    Shutdown,
+    StartupPhase,
+)
+from colocate.runtime.child import Child, ChildState
+from colocate.runtime.console import Console
+from colocate.runtime.crew import START_ORDER, Crew, dependents_of
+from colocate.runtime.watch import reason_to_kill
+from colocate.transport.control import ControlMessage
+from colocate.types import Role
+
+
+class Lifecycle(Enum):
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+TRANSITIONS: dict[Lifecycle, tuple[Lifecycle, ...]] = {
+    Lifecycle.STARTING: (Lifecycle.SERVING, Lifecycle.STOPPING),
+    Lifecycle.SERVING: (Lifecycle.DRAINING, Lifecycle.STOPPING),
+    Lifecycle.DRAINING: (Lifecycle.STOPPING,),
+    Lifecycle.STOPPING: (Lifecycle.STOPPED,),
+    Lifecycle.STOPPED: (),
+}
+
+EXIT_CLEAN = 0
+EXIT_GAVE_UP = 1
+
+_WATCH_EVERY_S = 0.1
+_TABLE_EVERY_S = 1.0
+# Time that children get to leave by themselves, at the end of a drain and after a second signal.
+_LEAVE_S = 3.0
+_LEAVE_AT_ONCE_S = 0.5
+
+
+class Supervisor:
+    """Runs once. `on_ready` is called each time every process has become ready for the first time in this run."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        crew: Crew,
+        console: Console,
+        *,
+        phases: dict[str, float],
+        on_ready: Callable[[], None],
+        describe: Callable[[Child, ChildReady], str],
+    ) -> None:
+        self._config = config
+        self._crew = crew
+        self._console = console
+        self._phases = phases  # seconds per start-up phase
+        self._on_ready = on_ready
+        self._describe = describe
+        self._lifecycle = Lifecycle.STARTING
+        self._exit_code = EXIT_CLEAN
+        self._refusal: ConfigError | None = None
+        self._last_failure: dict[Role, ChildFailed] = {}
+        self._deadline_s = float("inf")  # of draining or stopping
+        self._phase = "starting"
+        self._started_s = time.monotonic()
+        self._next_watch_s = 0.0
+        self._next_table_s = 0.0
+        self._selector = selectors.DefaultSelector()
+        self._signals_in, self._signals_out = socket.socketpair()
+
+    def run(self) -> int:
+        """Until everything has stopped. Returns the exit code; raises ConfigError where a start was refused."""
+        restore = self._catch_signals()
+        try:
+            for role in START_ORDER:
+                self._start(role)
+            while self._lifecycle is not Lifecycle.STOPPED:
+                self._turn()
+        finally:
+            self._end_everything()
+            restore()
+        if self._refusal is not None:
+            raise self._refusal
+        return self._exit_code
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._patience_s()):
+            if key.data is None:
+                self._on_signals(self._signals_in.recv(64))
+            elif key.data.state is not ChildState.REAPED:
+                self._attend(key.data)
+        now_s = time.monotonic()
+        if now_s >= self._next_watch_s:
+            self._next_watch_s = now_s + _WATCH_EVERY_S
+            self._watch()
+        for role, slot in self._crew.slots.items():
+            if slot.start_at_s is not None and now_s >= slot.start_at_s:
+                self._start(role)
+        if now_s >= self._next_table_s:
+            self._publish()
+        if now_s >= self._deadline_s:
+            self._on_deadline()
+        if self._lifecycle is Lifecycle.STOPPING and not self._crew.children:
+            self._move(Lifecycle.STOPPED)
+
+    def _patience_s(self) -> float:
+        starts = [slot.start_at_s for slot in self._crew.slots.values() if slot.start_at_s is not None]
+        next_s = min([self._next_watch_s, self._next_table_s, self._deadline_s, *starts])
+        return max(0.0, next_s - time.monotonic())
+
+    def _attend(self, child: Child) -> None:
+        """Its last words are read before it is declared lost."""
+        ended = child.wait(0)
+        for message in child.messages():
+            self._obey(child, message)
+        if ended:
+            self._on_end(child)
+
+    def _watch(self) -> None:
+        if self._lifecycle in (Lifecycle.STOPPING, Lifecycle.STOPPED):
+            return
+        for child in self._crew.children:
+            reason = reason_to_kill(child, self._crew.board, self._config.supervisor)
+            if reason is not None:
+                child.kill(reason)
+
+    # -- children --------------------------------------------------------------------------------------------------
+
+    def _start(self, role: Role) -> None:
+        child = self._crew.start(role)
+        self._selector.register(child.pidfd, selectors.EVENT_READ, child)
+        self._selector.register(child.control.fileno(), selectors.EVENT_READ, child)
+        self._next_table_s = 0.0
+
+    def _obey(self, child: Child, message: ControlMessage) -> None:
+        if isinstance(message, ChildReady):
+            self._on_child_ready(child, message)
+        elif isinstance(message, StartupPhase):
+            self._phase = f"{child.role.value}: {message.phase} {message.detail}".strip()
+            self._next_table_s = 0.0
+        elif isinstance(message, ChildFailed):
+            self._last_failure[child.role] = message
+        elif isinstance(message, PoisonFailed):
+            self._crew.slots[message.role].budget.forgive()
+        elif isinstance(message, ChannelBroken):
+            self._kill_role(message.role, f"messages lost: {message.reason}")
+        elif isinstance(message, Drained) and self._lifecycle in (Lifecycle.DRAINING, Lifecycle.SERVING):
+            self._stop(_LEAVE_S)
+
+    def _kill_role(self, role: Role, reason: str) -> None:
+        child = self._crew.slots[role].child
+        if child is not None:
+            child.kill(reason)
+
+    def _on_child_ready(self, child: Child, message: ChildReady) -> None:
+        if child.state is not ChildState.STARTING:
+            return
+        child.move(ChildState.READY)
+        self._next_table_s = 0.0
+        seconds = child.ready_s - child.started_s
+        if self._lifecycle is Lifecycle.STARTING:
+            self._phases[child.role.value] = seconds
+            self._console.step(child.role.value, self._describe(child, message), seconds)
+            if self._crew.is_ready:
+                self._phases["total"] = time.monotonic() - self._started_s
+                self._move(Lifecycle.SERVING)
+                self._on_ready()
+        elif self._lifecycle in (Lifecycle.SERVING, Lifecycle.DRAINING):
+            self._console.warn(f"{child.role.value} is back (pid {child.pid}) after {seconds:.1f} s")
+
+    def _on_end(self, child: Child) -> None:
+        self._forget(child)
+        ended = self._crew.bury(child)
+        self._next_table_s = 0.0
+        if self._lifecycle in (Lifecycle.STOPPING, Lifecycle.STOPPED):
+            return
+        failure = self._last_failure.pop(child.role, None)
+        if self._lifecycle is Lifecycle.STARTING and failure is not None and failure.operator:
+            self._refusal = ConfigError(failure.where, failure.problem, failure.remedy)
+            self._stop(0.0)
+            return
+        if child.role is Role.FRONTEND and self._ends_with_frontend(ended.code):
+            return
+        cause = f"{ended.cause}: {failure.problem}" if failure is not None else ended.cause
+        self._replace(child.role, cause)
+
+    def _ends_with_frontend(self, code: int) -> bool:
+        """A one-shot run is over with its client; a drain has nobody left to wait for."""
+        if self._crew.is_one_shot:
+            self._exit_code = EXIT_CLEAN if code == 0 else EXIT_GAVE_UP
+        elif self._lifecycle is not Lifecycle.DRAINING:
+            return False
+        self._stop(_LEAVE_S)
+        return True
+
+    def _replace(self, role: Role, cause: str) -> None:
+        now_s = time.monotonic()
+        wait_s = self._crew.slots[role].budget.on_death(now_s)
+        if wait_s is None:
+            settings = self._config.supervisor
+            self._console.warn(
+                f"{role.value} (was {cause}) died more than {settings.max_restarts} times in "
+                f"{settings.restart_window_s:g} s: giving up"
+            )
+            self._exit_code = EXIT_GAVE_UP
+            self._stop(_LEAVE_AT_ONCE_S)
+            return
+        self._console.warn(f"{role.value} lost ({cause}); starting it again" + (f" in {wait_s:g} s" if wait_s else ""))
+        for gone in self._crew.bury_dependents(role, self._forget):
+            self._console.warn(f"{gone.role.value} ends and starts with it")
+        for again in (role, *dependents_of(role)):
+            slot = self._crew.slots[again]
+            slot.num_restarts += 1
+            slot.start_at_s = now_s + wait_s
+
+    def _forget(self, child: Child) -> None:
+        self._selector.unregister(child.pidfd)
+        self._selector.unregister(child.control.fileno())
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> Callable[[], None]:
+        """Signals become bytes on a socket, so that they are handled in the loop and nowhere else."""
+        self._signals_in.setblocking(False)
+        self._signals_out.setblocking(False)
+        self._selector.register(self._signals_in, selectors.EVENT_READ, None)
+        old_wakeup = signal.set_wakeup_fd(self._signals_out.fileno(), warn_on_full_buffer=False)
+        caught = (signal.SIGINT, signal.SIGTERM)
+        old = {number: signal.signal(number, lambda *_: None) for number in caught}
+
+        def restore() -> None:
+            signal.set_wakeup_fd(old_wakeup)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            self._selector.close()
+            self._signals_in.close()
+            self._signals_out.close()
+
+        return restore
+
+    def _on_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            if self._lifecycle is Lifecycle.SERVING and not self._crew.is_one_shot:
+                self._drain()
+            elif self._lifecycle in (Lifecycle.STARTING, Lifecycle.SERVING, Lifecycle.DRAINING):
+                # Interrupted before it served, or asked twice: what was cut is named by the exit code, as shells do.
+                self._exit_code = 128 + number
+                self._console.goodbye("stopping at once")
+                self._stop(_LEAVE_AT_ONCE_S)
+            elif self._lifecycle is Lifecycle.STOPPING:
+                self._deadline_s = 0.0
+
+    def _drain(self) -> None:
+        timeout_s = self._config.http.drain_timeout_s
+        self._console.goodbye(f"draining for at most {timeout_s:g} s; again to stop at once")
+        self._move(Lifecycle.DRAINING)
+        self._phase = "draining"
+        self._publish()
+        self._deadline_s = time.monotonic() + timeout_s
+        for role in (Role.FRONTEND, Role.ENGINE):
+            self._crew.tell(role, Drain(timeout_s))
+        if self._crew.slots[Role.FRONTEND].child is None:
+            self._stop(_LEAVE_S)
+
+    def _stop(self, leave_s: float) -> None:
+        self._move(Lifecycle.STOPPING)
+        self._deadline_s = time.monotonic() + leave_s
+        for slot in self._crew.slots.values():
+            slot.start_at_s = None
+        for child in self._crew.children:
+            if child.state is ChildState.READY:
+                child.tell(Shutdown())
+            else:  # still importing: it would not hear
+                child.kill("stopped while it started")
+
+    def _on_deadline(self) -> None:
+        self._deadline_s = float("inf")
+        if self._lifecycle is Lifecycle.DRAINING:
+            self._console.warn("drain timeout: running requests are cut")
+            self._stop(_LEAVE_S)
+        elif self._lifecycle is Lifecycle.STOPPING:
+            for child in self._crew.children:
+                child.kill("did not leave in time")
+
+    def _end_everything(self) -> None:
+        """Also after an exception: no child survives this call."""
+        for child in self._crew.children:
+            child.kill("the supervisor ends")
+        for child in self._crew.children:
+            self._crew.bury(child)
+        self._crew.close()
+
+    def _move(self, to: Lifecycle) -> None:
+        if to not in TRANSITIONS[self._lifecycle]:
+            raise InvariantError(f"supervisor: {self._lifecycle} -> {to}")
+        self._lifecycle = to
+
+    def _publish(self) -> None:
+        self._next_table_s = time.monotonic() + _TABLE_EVERY_S
+        phase = self._phase
+        if self._lifecycle is Lifecycle.SERVING:
+            phase = "ready" if self._crew.is_ready else "recovering: " + ", ".join(self._crew.missing)
+        self._crew.tell(Role.FRONTEND, ProcessTable(phase, self._crew.table(), self._phases))
