@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from colocate.device.cpu.torch_facts import PASSIVE_OPENMP
 from colocate.errors import ChannelClosed, InvariantError
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.control import ControlChannel, ControlMessage
@@ -36,14 +37,6 @@ TRANSITIONS: dict[ChildState, tuple[ChildState, ...]] = {
 # Workers compute; everybody else must not grow thread pools that only cost memory.
 _COMMON_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1"}
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-# Set before torch loads. A spinning OpenMP thread burns the core that the other phase was just given.
-_PASSIVE_OPENMP = {
-    "OMP_WAIT_POLICY": "passive",
-    "GOMP_SPINCOUNT": "0",
-    "KMP_BLOCKTIME": "0",
-    "OMP_PROC_BIND": "false",
-    "OMP_DYNAMIC": "false",
-}
 
 
 class Exit(NamedTuple):
@@ -140,7 +133,7 @@ class Child:
 def _environment(role: Role) -> dict[str, str]:
     environment = {**os.environ, **_COMMON_ENVIRONMENT}
     if role in WORKER_ROLES:
-        return {**environment, **_PASSIVE_OPENMP}
+        return {**environment, **PASSIVE_OPENMP}
     return {**environment, **_ONE_THREAD}
 
 

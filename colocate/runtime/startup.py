@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import dataclass
 
 from colocate.config.serve import ServeConfig
 from colocate.config.sizes import format_size
 from colocate.core.plan import PlanTable, build_plan_table
 from colocate.device.cpu.memory import available_bytes
+from colocate.device.cpu.torch_facts import probe_torch
 from colocate.device.resolve import DeviceFacts, resolve_device
 from colocate.errors import ConfigError
 from colocate.messages.spec import RuntimeFacts
@@ -20,7 +18,6 @@ from colocate.runtime.model_source import locate_model, model_label
 
 # What two workers, engine, frontend and keeper take beside weights and KV, mostly torch: measured on the demo model.
 _PROCESSES_BYTES = 700 << 20
-_PROBE_TIMEOUT_S = 60.0
 _LEN_STEP = 16
 
 
@@ -78,25 +75,13 @@ def _choose_dtype(setting: str, model: ModelConfig, device: DeviceFacts, notes: 
     dtype = model.resolve_dtype(setting)
     if setting != "auto" or dtype != "bfloat16" or device.kind != "cpu":
         return dtype
-    speed = measure_matmul()
-    if speed is None:
+    torch_facts = probe_torch()
+    if torch_facts is None:
         return dtype
-    ratio = speed["bfloat16"] / speed["float32"]
+    ratio = torch_facts.gflops["bfloat16"] / torch_facts.gflops["float32"]
     chosen = "bfloat16" if ratio >= 0.9 else "float32"
     notes.append(f"dtype {chosen}: bfloat16 runs at {ratio:.2f} times the speed of float32 here, measured")
     return chosen
-
-
-def measure_matmul() -> dict[str, float] | None:
-    """GFLOP/s per dtype at shapes of a prefill and a decode step, measured by a short-lived process so that this one
-    never loads torch. None where it could not be measured."""
-    command = [sys.executable, "-m", "colocate.device.cpu.matmul_probe"]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_PROBE_TIMEOUT_S, check=True)
-        result: dict[str, float] = json.loads(done.stdout)
-    except (subprocess.SubprocessError, OSError, ValueError):
-        return None
-    return result
 
 
 def _choose_length(config: ServeConfig, model: ModelConfig, num_blocks: int, notes: list[str]) -> int:

@@ -1,7 +1,7 @@
-"""Run as a process: prints GFLOP/s of float32 and bfloat16 matrix products on this CPU as one line of JSON.
+"""Run as a process: prints what torch can do on this CPU as one line of JSON.
 
-Each figure is the geometric mean of a prefill-like product (256 rows) and a decode-like one (4 rows), best of several
-runs, so that a busy moment does not decide the dtype of a whole run.
+`gflops` are rates of float32 and bfloat16 matrix products: each the geometric mean of a prefill-like product (256 rows)
+and a decode-like one (4 rows), best of several runs, so that a busy moment does not decide the dtype of a whole run.
 """
 
 from __future__ import annotations
@@ -31,13 +31,26 @@ def gflops(dtype: torch.dtype, num_rows: int) -> float:
     return 2.0 * num_rows * _WIDTH * _WIDTH / best_s / 1e9
 
 
-def main() -> None:
+def measure() -> dict[str, float]:
+    """GFLOP/s per dtype."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    rates = {
-        name: math.prod(gflops(dtype, num_rows) for num_rows in _ROWS) ** (1 / len(_ROWS))
-        for name, dtype in dtypes.items()
+    rates: dict[str, float] = {}
+    for name, dtype in dtypes.items():
+        product = math.prod(gflops(dtype, num_rows) for num_rows in _ROWS)
+        rates[name] = product ** (1 / len(_ROWS))
+    return rates
+
+
+def main() -> None:
+    facts = {
+        "torch": torch.__version__,
+        "num_threads": torch.get_num_threads(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "openmp": bool(torch.backends.openmp.is_available()),  # type: ignore[no-untyped-call]
+        "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
+        "gflops": measure(),
     }
-    print(json.dumps(rates))
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":
