@@ -1,0 +1,172 @@
+"""`/v1/completions` and `/v1/chat/completions`: from a body to a submitted generation and its delivery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from msgspec import structs
+from starlette.requests import Request
+from starlette.responses import Response
+
+from colocate.config.serve import HttpSection
+from colocate.errors import RequestError
+from colocate.frontend.answers import Answer, AnswerContext, ChatAnswer, CompletionAnswer
+from colocate.frontend.body import read_body
+from colocate.frontend.delivery import Delivery
+from colocate.frontend.engine_client import EngineClient
+from colocate.frontend.gate import REQUEST_ID_KEY
+from colocate.frontend.generation import Choice, Generation, TextOptions
+from colocate.frontend.measures import RequestMeasures
+from colocate.frontend.parameters import (
+    check_fields,
+    parse_request,
+    resolve_max_tokens,
+    sampling_params,
+    stop_strings,
+)
+from colocate.frontend.prompts import Prompt, PromptReader
+from colocate.frontend.request_log import log_refused
+from colocate.frontend.schemas import ChatCompletionRequest, CompletionRequest
+from colocate.frontend.status import DaemonStatus
+from colocate.messages.client import Submit
+
+# More choices than this in one request would hold the event loop while they are submitted.
+MAX_CHOICES = 512
+
+_Call = Callable[[Request, bytes, int], Awaitable[tuple[Delivery, bool]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateCalls:
+    """The two handlers. Everything they refuse is a RequestError; the application renders it."""
+
+    reader: PromptReader
+    client: EngineClient
+    measures: RequestMeasures
+    status: DaemonStatus
+    http: HttpSection
+    model_names: tuple[str, ...]
+    max_model_len: int
+
+    async def completions(self, request: Request) -> Response:
+        return await self._logged(request, self._completions)
+
+    async def chat_completions(self, request: Request) -> Response:
+        return await self._logged(request, self._chat)
+
+    async def _logged(self, request: Request, call: _Call) -> Response:
+        """A request refused before it was submitted leaves its line too."""
+        arrival_ns = time.monotonic_ns()
+        try:
+            self.status.check_admission()
+            body = await read_body(request, self.http.max_body_bytes)
+            delivery, stream = await call(request, body, arrival_ns)
+            delivery.start(request.receive)
+        except RequestError as error:
+            log_refused(request.scope[REQUEST_ID_KEY], request.url.path, error)
+            raise
+        return await (delivery.stream() if stream else delivery.whole())
+
+    async def _completions(self, request: Request, body: bytes, arrival_ns: int) -> tuple[Delivery, bool]:
+        parsed = parse_request(body, CompletionRequest)
+        self.check_model(parsed.model)
+        check_fields(parsed, self.reader.tokenizer.vocab_size)
+        self._check_num_choices(len(parsed.prompt), parsed.n or 1)
+        prompts = await self.reader.completion(parsed.prompt, parsed.add_special_tokens)
+        asked = 16 if parsed.max_tokens is None else parsed.max_tokens
+        delivery = self._delivery(request, parsed, prompts, max(1, asked), "max_tokens", arrival_ns)
+        return delivery, bool(parsed.stream)
+
+    async def _chat(self, request: Request, body: bytes, arrival_ns: int) -> tuple[Delivery, bool]:
+        parsed = parse_request(body, ChatCompletionRequest)
+        self.check_model(parsed.model)
+        check_fields(parsed, self.reader.tokenizer.vocab_size)
+        self._check_num_choices(1, parsed.n or 1)
+        prompt = await self.reader.chat(parsed.messages, parsed.add_generation_prompt, parsed.chat_template_kwargs)
+        param, asked = "max_completion_tokens", parsed.max_completion_tokens
+        if asked is None:
+            param, asked = "max_tokens", parsed.max_tokens
+        return self._delivery(request, parsed, [prompt], asked, param, arrival_ns), bool(parsed.stream)
+
+    def check_model(self, name: str) -> None:
+        if name not in self.model_names:
+            message = f"the model {name!r} does not exist here; this server has: {', '.join(self.model_names)}"
+            raise RequestError(message, status=404, param="model", code="model_not_found")
+
+    def _check_num_choices(self, num_prompts: int, n: int) -> None:
+        if num_prompts * n > MAX_CHOICES:
+            message = f"{num_prompts} prompts times n = {n} is more than {MAX_CHOICES} choices in one request"
+            raise RequestError(message, param="n" if num_prompts == 1 else "prompt")
+
+    def _delivery(
+        self,
+        request: Request,
+        parsed: CompletionRequest | ChatCompletionRequest,
+        prompts: list[Prompt],
+        asked: int | None,
+        asked_param: str,
+        arrival_ns: int,
+    ) -> Delivery:
+        generation = self._generation(parsed, prompts, asked, asked_param, arrival_ns)
+        request_id = parsed.request_id or request.scope[REQUEST_ID_KEY]
+        include_usage = parsed.stream_options is not None and parsed.stream_options.include_usage
+        chat = isinstance(parsed, ChatCompletionRequest)
+        context = AnswerContext(
+            answer_id=f"{'chatcmpl' if chat else 'cmpl'}-{request_id}",
+            model=parsed.model,
+            created_s=int(time.time()),
+            prompts=[prompt.token_ids for prompt in prompts],
+            n=parsed.n or 1,
+            logprobs=parsed.logprobs is not None and parsed.logprobs is not False,
+            return_token_ids=bool(parsed.return_token_ids),
+            include_usage=include_usage,
+            tokenizer=self.reader.tokenizer,
+        )
+        answer: Answer = ChatAnswer(context) if chat else CompletionAnswer(context)
+        return Delivery(
+            generation=generation,
+            client=self.client,
+            answer=answer,
+            request_id=request_id,
+            model=parsed.model,
+            keepalive_s=self.http.keepalive_s,
+            include_usage=include_usage,
+        )
+
+    def _generation(
+        self,
+        parsed: CompletionRequest | ChatCompletionRequest,
+        prompts: list[Prompt],
+        asked: int | None,
+        asked_param: str,
+        arrival_ns: int,
+    ) -> Generation:
+        generation = Generation(self.measures, self.http.stream_buffer_bytes, wake_per_token=bool(parsed.stream))
+        echo = isinstance(parsed, CompletionRequest) and bool(parsed.echo)
+        options = TextOptions(
+            stops=stop_strings(parsed.stop),
+            include_stop=parsed.include_stop_str_in_output,
+            keep_token_ids=bool(parsed.return_token_ids),
+            discard_output=parsed.max_tokens == 0,
+        )
+        for prompt in prompts:
+            max_tokens = resolve_max_tokens(
+                asked, len(prompt.token_ids), self.max_model_len, parsed.min_tokens or 0, prompt.param, asked_param
+            )
+            params = sampling_params(parsed, max_tokens, self.reader.eos_token_ids)
+            for index in range(parsed.n or 1):
+                submit = Submit(
+                    request_id=self.client.new_id(),
+                    prompt_token_ids=prompt.token_ids,
+                    params=structs.replace(params, choice=index),
+                    arrival_ns=arrival_ns,
+                    priority=parsed.priority,
+                )
+                detokenizer = self.reader.tokenizer.detokenizer(parsed.skip_special_tokens)
+                choice = Choice(generation, len(generation.choices), submit, detokenizer, options)
+                if echo:
+                    choice.echo(self.reader.tokenizer.decode(prompt.token_ids) if prompt.text is None else prompt.text)
+                generation.add(choice)
+        return generation

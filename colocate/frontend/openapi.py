@@ -1,0 +1,93 @@
+"""The OpenAPI document. Handlers parse bodies themselves (limits, NaN, error shape), so schemas are added here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+_REF = "#/components/schemas/{model}"
+_ERROR_REF = {"$ref": "#/components/schemas/Error"}
+
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"], "description": "Path of the parameter at fault."},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+_ERRORS = {
+    "400": "A parameter is wrong; `param` names it",
+    "401": "No valid API key",
+    "404": "No such model or path",
+    "405": "Method not allowed",
+    "408": "The request did not arrive in time",
+    "413": "Body too large",
+    "429": "Queue full; see Retry-After",
+    "500": "A bug",
+    "503": "Not ready, or draining; see Retry-After",
+}
+
+# Content types of what succeeds, where it is not JSON.
+_SUCCESS_TYPES = {
+    "/": ["text/html"],
+    "/metrics": ["text/plain"],
+    "/v1/completions": ["application/json", "text/event-stream"],
+    "/v1/chat/completions": ["application/json", "text/event-stream"],
+}
+
+
+def documented(model: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def describe_api(app: FastAPI, models: list[type[BaseModel]], model_names: tuple[str, ...], keyed: bool) -> None:
+    """Makes `app.openapi` answer the whole document; it is built at the first call."""
+
+    def build() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app, models, model_names, keyed)
+        return app.openapi_schema
+
+    app.openapi = build  # type: ignore[method-assign]
+
+
+def _document(app: FastAPI, models: list[type[BaseModel]], model_names: tuple[str, ...], keyed: bool) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(definitions["$defs"])
+    schemas["Error"] = ERROR_SCHEMA
+    for model in models:
+        schemas[model.__name__]["properties"]["model"] = {"type": "string", "enum": list(model_names)}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"] = _responses(path)
+    if keyed:
+        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"bearer": []}]
+    return document
+
+
+def _responses(path: str) -> dict[str, Any]:
+    success: dict[str, Any] = {kind: {"schema": {}} for kind in _SUCCESS_TYPES.get(path, ["application/json"])}
+    responses: dict[str, Any] = {"200": {"description": "Success", "content": success}}
+    for status, description in _ERRORS.items():
+        responses[status] = {"description": description, "content": {"application/json": {"schema": _ERROR_REF}}}
+    if path == "/ready":
+        responses["503"] = {"description": "Not ready", "content": {"application/json": {"schema": {}}}}
+    return responses

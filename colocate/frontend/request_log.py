@@ -1,0 +1,50 @@
+"""One structured line per finished generation request, always: what was asked, how it ended, how long it took."""
+
+from __future__ import annotations
+
+import structlog
+
+from colocate.errors import RequestError
+from colocate.frontend.generation import Generation
+
+_log = structlog.get_logger("colocate.request")
+
+
+def _ms(later_ns: int, earlier_ns: int) -> float | None:
+    return round((later_ns - earlier_ns) / 1e6, 3) if later_ns and earlier_ns else None
+
+
+def log_refused(request_id: str, path: str, error: RequestError) -> None:
+    """A generation request that never got tokens."""
+    _log.info("request", request_id=request_id, path=path, status=error.status, error=error.message, param=error.param)
+
+
+def log_finished(request_id: str, model: str, generation: Generation, status: int, now_ns: int) -> None:
+    choices = generation.choices
+    first_ns = min((choice.first_token_ns for choice in choices if choice.first_token_ns), default=0)
+    arrival_ns = choices[0].submit.arrival_ns
+    num_output = sum(choice.num_output_tokens for choice in choices)
+    times = [choice.times for choice in choices if choice.times is not None]
+    scheduled_ns = min((entry.scheduled_ns for entry in times if entry.scheduled_ns), default=0)
+    gaps = [
+        (choice.last_token_ns - choice.first_token_ns) / (choice.num_output_tokens - 1) / 1e6
+        for choice in choices
+        if choice.num_output_tokens > 1
+    ]
+    _log.info(
+        "request",
+        request_id=request_id,
+        model=model,
+        status=status,
+        finish_reason=",".join("-" if choice.finish is None else choice.finish.value for choice in choices),
+        prompt_tokens=sum(
+            len(choice.submit.prompt_token_ids) for choice in choices if choice.submit.params.choice == 0
+        ),
+        output_tokens=num_output,
+        queue_ms=_ms(scheduled_ns, arrival_ns),
+        ttft_ms=_ms(first_ns, arrival_ns),
+        tpot_ms=round(sum(gaps) / len(gaps), 3) if gaps else None,
+        e2e_ms=_ms(now_ns, arrival_ns),
+        preemptions=sum(entry.preemptions for entry in times),
+        error=None if generation.failure is None else generation.failure.message,
+    )
