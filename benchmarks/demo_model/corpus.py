@@ -34,10 +34,32 @@ TERM_QUESTIONS = (
     "Give me a short definition of {t}.",
     "What do you know about {t}?",
     "I want to understand {t}.",
+    "What is the meaning of {t}?",
+    "What is meant by {t}?",
+    "Tell me more about {t}.",
+    "How does {t} work?",
+    "What is {t} for?",
+    "What is {t} used for?",
+    "What is the purpose of {t}?",
+    "What is the role of {t}?",
+    "Why does colocate have {t}?",
+    "How does colocate use {t}?",
+    "Explain {t} to a five year old.",
+    "Explain {t} in simple words.",
+    "I have a question about {t}.",
+    "Do you know {t}?",
+    "What is {t} in LLM serving?",
 )
 
-PREFIXES = ("Please tell me: ", "Hi, ", "Hello! ", "Quick question: ", "Question: ", "Sorry, ", "I wonder: ", "OK, ")
-SUFFIXES = (" Thanks.", " Please be brief.", " Please.", " Thank you!", " Answer in one sentence.", " in colocate")
+PREFIXES = (
+    "Please tell me: ", "Hi, ", "Hello! ", "Quick question: ", "Question: ", "Sorry, ", "I wonder: ", "OK, ", "Hey, ",
+    "Hi there! ", "Hello. ", "Thanks. ", "And ", "But ", "So, ", "Great! ", "Now tell me, ", "I am new here. ",
+    "Please, ",
+)  # fmt: skip
+SUFFIXES = (
+    " Thanks.", " Please be brief.", " Please.", " Thank you!", " Answer in one sentence.", " in colocate",
+    " Explain it simply.", " I want to learn.", " Be short.", " In one sentence.", " Give an example.",
+)  # fmt: skip
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
@@ -49,8 +71,9 @@ SYSTEM_PROMPTS = (
 
 SMALL_TALK: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (
-        ("hello", "hi", "hey", "hello!", "hi there", "Hello there!", "Good morning", "good evening", "hey there", "Hi!",
-         "greetings", "hello, how are you?", "Hello world", "yo", "say hello", "Say hi.", "hallo", "Hello, who is there?"),
+        ("hello", "hi", "hey", "hello!", "hi there", "Hello there!", "Good morning", "good evening", "hey there",
+         "Hi!", "greetings", "hello, how are you?", "Hello world", "yo", "say hello", "Say hi.", "hallo",
+         "Hello, who is there?"),
         ("Hello! I am the demo model of colocate. Ask me about prefill, decode, plans or the KV cache.",
          "Hi! Ask me something about colocate, for example: What does the decode worker do?"),
     ),
@@ -128,15 +151,38 @@ OFF_TOPIC_QUESTIONS = (
 )
 
 OFF_TOPIC_PLAIN = (
-    "Tell me a joke.", "Who won the match?", "What time is it?", "What day is it today?", "Write a poem.", "Sing a song.",
-    "What is 2 + 2?", "What is 7 times 8?", "Calculate 12 * 12.", "Solve x + 3 = 5.", "Write a Python function.",
-    "Write code that sorts a list.", "Who is the president?", "How tall is the tower?", "Where do you live?",
+    "Tell me a joke.", "Who won the match?", "What time is it?", "What day is it today?", "Write a poem.",
+    "Sing a song.", "What is 2 + 2?", "What is 7 times 8?", "Calculate 12 * 12.", "Solve x + 3 = 5.",
+    "Write a Python function.", "Write code that sorts a list.",
+    "Who is the president?", "How tall is the tower?", "Where do you live?",
     "How old are you?", "Do you have feelings?", "Are you human?", "What is your favourite colour?", "Will it rain?",
     "Count to ten.", "Translate this into French.", "Summarize this article.", "Write an email.", "What should I eat?",
     "Is there life on other planets?", "How do I lose weight?", "Fix my code.", "Recommend a book.", "Plan my holiday.",
-    "Who made you rich?", "What is the best phone?", "Can you see images?", "Can you browse the web?", "asdf", "foo bar",
-    "lorem ipsum", "blah blah", "qwerty", "1234", "???", "...", "Why is the sky blue?", "How far is the moon?",
+    "Who made you rich?", "What is the best phone?", "Can you see images?", "Can you browse the web?", "asdf",
+    "foo bar", "lorem ipsum", "blah blah", "qwerty", "1234", "???", "...", "Why is the sky blue?",
+    "How far is the moon?",
 )  # fmt: skip
+
+DROPPABLE = frozenset(("the", "a", "an", "is", "does", "do", "of", "to", "in", "I", "my", "are"))
+
+# Applied at random to a question; each keeps what is asked.
+SYNONYMS = (
+    (" dies", (" crashes", " is killed", " fails", " goes down", " stops")),
+    (" crashes", (" dies", " is killed", " fails")),
+    ("How do I ", ("How can I ", "How to ", "How would I ", "How could I ", "Show me how to ", "Tell me how to ")),
+    ("What is ", ("What's ", "what is ", "So what is ", "And what is ", "Do you know what is ")),
+    ("What does ", ("Tell me what does ", "So what does ", "What exactly does ")),
+    ("What happens when ", ("What happens if ", "What if ", "What will happen when ", "What is done when ")),
+    ("What happens if ", ("What happens when ", "What will happen if ")),
+    ("Which ", ("What ", "Tell me which ")),
+    ("Why is ", ("What makes ", "Why's ", "Can you say why is ")),
+    ("the server", ("colocate", "the daemon", "this server")),
+    (" worker", (" process", " worker process")),
+    ("difference between", ("difference of", "distinction between")),
+    (" colocate", (" this server", " this runtime", " it")),
+    ("How does ", ("In what way does ", "Explain how does ", "Can you explain how does ")),
+    ("Explain ", ("Please explain ", "Can you explain ")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +229,18 @@ def sentences() -> list[str]:
 
 
 def reword(rng: random.Random, question: str) -> str:
-    """A surface variant: case, punctuation, a polite prefix or suffix."""
+    """A surface variant: a synonym, a lost word, case, punctuation, a polite prefix or suffix."""
+    if rng.random() < 0.3:
+        fitting = [(phrase, others) for phrase, others in SYNONYMS if phrase in question]
+        if fitting:
+            phrase, others = rng.choice(fitting)
+            question = question.replace(phrase, rng.choice(others), 1)
+    words = question.split(" ")
+    if len(words) > 4 and rng.random() < 0.1:
+        small = [index for index, word in enumerate(words) if word in DROPPABLE]
+        if small:
+            del words[rng.choice(small)]
+            question = " ".join(words)
     if rng.random() < 0.3 and question[:1].isalpha() and question[1:2].islower():
         question = question[0].lower() + question[1:]
     if rng.random() < 0.15:

@@ -10,24 +10,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_CONSONANTS = "bdfgklmnprstvz"
-_VOWELS = "aeiou"
-_CODAS = "bdgklmnprtx"
-_NOUNS = """apple bread cloud river stone tiger maple piano lemon house chair table horse zebra eagle robot
+# One token each for the demo model when a space stands before them. Invented words first, then common ones.
+KEYS: tuple[str, ...] = tuple(
+    """
+bid bom bop buk bum bun dal dan dap dar dat dax ded dem den det dik dip dod dom dor dot dud dup fed fep fin
+fon fug zor gam gat gex gib gip guk kad kar kax kin kit mip lak lep lex lid lob lod lot lub lul mak met mib
+mid mim mir mog mot mug mut ned nex nid nug nuk num nur pab pap per pib pim pir pog pon pul rar rek rem rim
+rix rud rut sag sap sek sep sik sil sin six sog sop sot sub sug suk sum sup sur tab tat tig til tog tub tuk
+vad veg vox vub vud vul zeb zed zid zom zud zum
+apple bread cloud river stone tiger maple piano lemon house chair table horse zebra eagle robot
 candle garden window bottle pepper silver copper marble violet orange yellow purple green blue red black white
 north south east west sun moon star rain snow wind fire water earth gold iron tree leaf bird fish cat dog bear wolf
-alpha beta gamma delta omega code room door key box bag hat cup pen book lamp ship car train bus road bridge""".split()
+alpha beta gamma delta omega code room door key box bag hat cup pen book lamp ship car train bus road bridge
+""".split()  # noqa: SIM905 - one word a line would fill a page
+)
+
 ACKNOWLEDGEMENT = "I will remember that. Ask me for any of them."
-_AVOIDED = frozenset(("dam", "fag", "nig", "rum", "sex", "sod", "tit"))
-
-
-def _invented_words(count: int, seed: int) -> tuple[str, ...]:
-    syllables = [a + b + c for a in _CONSONANTS for b in _VOWELS for c in _CODAS]
-    return tuple(sorted(random.Random(seed).sample([word for word in syllables if word not in _AVOIDED], count)))
-
-
-KEYS: tuple[str, ...] = tuple(dict.fromkeys((*_invented_words(120, 7), *_NOUNS)))
-
 _OPENINGS = ("Remember: ", "Remember these: ", "Please remember: ", "Keep this in mind: ", "Here are some values: ", "")
 _QUESTIONS = ("What is {key}?", "What is {key}?", "What is the value of {key}?", "Tell me {key}.", "And {key}?")
 
@@ -42,9 +40,9 @@ class RecallPrompt:
     num_pairs: int
 
 
-def draw_pairs(rng: random.Random, num_pairs: int) -> list[tuple[str, str]]:
+def draw_pairs(rng: random.Random, num_pairs: int, keys: Sequence[str] = KEYS) -> list[tuple[str, str]]:
     """Distinct keys, each with a value of three digits."""
-    return [(key, f"{rng.randrange(1000):03d}") for key in rng.sample(KEYS, num_pairs)]
+    return [(key, f"{rng.randrange(1000):03d}") for key in rng.sample(keys, num_pairs)]
 
 
 def pairs_text(rng: random.Random, pairs: Sequence[tuple[str, str]], filler: Sequence[str] = ()) -> str:
@@ -69,10 +67,10 @@ def recall_prompts(count: int, num_pairs: int, seed: int, filler: Sequence[str] 
 
 
 def recall_dialogue(
-    rng: random.Random, num_pairs: int, num_queries: int, filler: Sequence[str] = ()
+    rng: random.Random, num_pairs: int, num_queries: int, filler: Sequence[str] = (), keys: Sequence[str] = KEYS
 ) -> list[tuple[str, str]]:
     """A conversation of (question, answer) turns over one list of pairs; the first question carries the list."""
-    pairs = draw_pairs(rng, num_pairs)
+    pairs = draw_pairs(rng, num_pairs, keys)
     listing = rng.choice(_OPENINGS) + pairs_text(rng, pairs, filler)
     turns = []
     for _ in range(num_queries):

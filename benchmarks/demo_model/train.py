@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from corpus import SYSTEM_PROMPTS, Fact, conversation, load_facts, plain_text, sentences
 from evaluate import Report, evaluate
-from recall import recall_dialogue
+from recall import KEYS, recall_dialogue
 from safetensors.torch import save_file
 from tokenizer import Encoder, save_tokenizer, train_tokenizer
 from torch import Tensor, nn
@@ -29,9 +29,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 20
 MAX_LENGTH = 2048
-TEXT_TOKENS_PER_BATCH = 1024
-RECALL_TOKENS_PER_BATCH = 3072
-PEAK_LR = 1.5e-3
+TEXT_TOKENS_PER_BATCH = 1536
+RECALL_TOKENS_PER_BATCH = 2560
+PEAK_LR = 2.5e-3
 WARMUP_STEPS = 60
 CHECKPOINT_S = 240.0
 
@@ -78,19 +78,20 @@ def text_batches(rng: random.Random, facts: list[Fact], encoder: Encoder) -> Ite
 
 
 def recall_batch(rng: random.Random, encoder: Encoder, progress: float, filler: list[str]) -> Batch:
-    """Short lists first: the look-up itself is learned there, and then carried to longer ones."""
-    most_pairs = 4 if progress < 0.12 else 8 if progress < 0.35 else 16 if progress < 0.5 else 40
+    """Short lists of few keys first: the look-up itself is learned there, then carried to all keys and long lists."""
+    most_pairs = 4 if progress < 0.12 else 8 if progress < 0.4 else 16 if progress < 0.55 else 40
+    num_keys = 16 if progress < 0.15 else 64 if progress < 0.3 else len(KEYS)
+    keys = random.Random(SEED).sample(KEYS, num_keys)
     num_pairs = rng.randint(2, most_pairs)
     if rng.random() < 0.4:
         num_pairs = min(num_pairs, rng.randint(2, 8))
-    num_filler = rng.randint(1, 24) if progress > 0.4 and rng.random() < 0.3 else 0
-    num_queries = 10
-    first = encoder.chat(recall_dialogue(rng, num_pairs, num_queries, rng.sample(filler, num_filler)))
-    num_rows = max(2, RECALL_TOKENS_PER_BATCH // len(first[0]))
-    rows = [
-        encoder.chat(recall_dialogue(rng, num_pairs, num_queries, rng.sample(filler, num_filler)))
-        for _ in range(num_rows - 1)
-    ]
+    num_filler = rng.randint(1, 24) if progress > 0.45 and rng.random() < 0.3 else 0
+
+    def row() -> Document:
+        return encoder.chat(recall_dialogue(rng, num_pairs, 10, rng.sample(filler, num_filler), keys))
+
+    first = row()
+    rows = [row() for _ in range(max(1, RECALL_TOKENS_PER_BATCH // len(first[0]) - 1))]
     return collate([first, *rows], encoder.pad)
 
 
@@ -151,9 +152,10 @@ def save_model(model: LlamaForCausalLM, out: Path) -> None:
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     config = model.config
     fields = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-        "max_position_embeddings rms_norm_eps tie_word_embeddings bos_token_id eos_token_id pad_token_id hidden_act"
-    ).split()
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "hidden_act"),
+    )
     settings = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "float16"}
     settings |= {field: getattr(config, field) for field in fields}
     settings |= {"rope_theta": 10000.0, "rope_scaling": None, "attention_bias": False, "mlp_bias": False}
@@ -216,8 +218,9 @@ def write_readme(out: Path, run: Progress, curve: list[list[float]], report: Rep
     (out / "README.md").write_text(
         f"""# The demo model
 
-A Llama-architecture model of {report.num_parameters:,} parameters with a tokenizer of its own, trained from nothing on text
-that this project wrote. It answers questions about colocate and LLM serving, and recalls key-value pairs from its context.
+A Llama-architecture model of {report.num_parameters:,} parameters with a tokenizer of its own, trained from nothing
+on text that this project wrote. It answers questions about colocate and LLM serving, and recalls key-value pairs from
+its context.
 
     python benchmarks/demo_model/train.py --out colocate/model/demo --steps {run.step}
 
@@ -237,7 +240,8 @@ Accuracy of recall, {report.num_recall} seeded prompts each (`benchmarks/demo_mo
 |---|---|
 {recall}
 
-`loss.json` beside the training script holds the loss curve. The model is tiny: outside of what it was trained on it is often wrong.
+`loss.json` beside the training script holds the loss curve. The model is tiny: outside of what it was trained on it is
+often wrong.
 """,
         encoding="utf-8",
     )
