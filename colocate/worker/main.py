@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from setproctitle import setproctitle
-
 from colocate.core.plan import build_plan_table
 from colocate.device.partition import Partition
 from colocate.errors import ConfigError
@@ -53,7 +51,6 @@ def run_worker(spec: ProcessSpec, control: ControlChannel, board: Board) -> None
     ChannelClosed where messages of the engine are missing: then nothing here can be trusted and a successor is due.
     """
     started_s = time.monotonic()
-    setproctitle(f"colocate:{spec.role.value}")
     board.clear(spec.role)  # the predecessor is reaped: it holds nothing and owes nothing
     heartbeat = Heartbeat(board, spec.role)
     link = EngineLink(spec.role, spec.incarnation, control, lambda address: connect_to_engine(address, spec.role))
