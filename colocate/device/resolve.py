@@ -7,6 +7,8 @@ from pathlib import Path
 
 from colocate.config.serve import DeviceSection
 from colocate.device.cpu.topology import usable_cores
+from colocate.device.emulated.faults import parse_fault
+from colocate.device.emulated.profile import load_profile
 from colocate.device.gpu_probe import probe_gpu
 from colocate.errors import ConfigError
 
@@ -46,11 +48,18 @@ def _cpu(section: DeviceSection) -> DeviceFacts:
 
 
 def _emulated(section: DeviceSection) -> DeviceFacts:
-    if section.profile is not None and not Path(section.profile).is_file():
-        raise ConfigError("profile", f"there is no file {section.profile}", "leave it out for zero device time")
-    units = section.units or _EMULATED_UNITS
-    granularity = _EMULATED_GRANULARITY if units >= 4 * _EMULATED_GRANULARITY else 1
-    return DeviceFacts("emulated", "emulated device", units, granularity, tuple(range(units)))
+    """Size and step of the device are the profile's; `--units` scales it. Faults are refused here if they are
+    misspelt, before anything starts."""
+    for fault in section.faults:
+        parse_fault(fault)
+    name, units, granularity = "emulated device", _EMULATED_UNITS, _EMULATED_GRANULARITY
+    if section.profile is not None:
+        profile = load_profile(Path(section.profile))
+        name, units, granularity = profile.name, profile.units, profile.granularity
+    if section.units is not None:
+        units = section.units
+        granularity = granularity if units >= 2 * granularity else 1
+    return DeviceFacts("emulated", name, units, granularity, tuple(range(units)))
 
 
 def _cpu_name() -> str:

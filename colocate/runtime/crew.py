@@ -40,7 +40,7 @@ class Slot:
     role: Role
     budget: RestartBudget
     child: Child | None = None
-    next_incarnation: int = 0
+    next_incarnation: int = 1
     num_restarts: int = 0
     start_at_s: float | None = None
     causes: list[str] = field(default_factory=list)
@@ -203,8 +203,6 @@ def dependents_of(role: Role) -> tuple[Role, ...]:
 def _info(slot: Slot, now_s: float) -> ProcessInfo:
     child = slot.child
     if child is None:
-        return ProcessInfo(
-            slot.role, 0, ChildState.LOST.value, max(0, slot.next_incarnation - 1), slot.num_restarts, 0.0
-        )
+        return ProcessInfo(slot.role, 0, ChildState.LOST.value, slot.next_incarnation - 1, slot.num_restarts, 0.0)
     uptime_s = now_s - child.started_s
     return ProcessInfo(slot.role, child.pid, child.state.value, child.incarnation, slot.num_restarts, uptime_s)

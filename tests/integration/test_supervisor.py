@@ -1,0 +1,135 @@
+"""The table of the supervisor, with real processes on the emulated device."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.daemon import ROLES, Daemon, eventually, start_daemon
+
+
+def test_starts_serves_and_stops_cleanly() -> None:
+    with start_daemon() as daemon:
+        assert set(daemon.pids().values()) == {"supervisor", *ROLES}
+        assert daemon.complete().status_code == 200
+        state = daemon.state()
+        assert {worker["role"]: worker["pid"] for worker in state["workers"]} == {
+            "prefill": daemon.pid_of("prefill"),
+            "decode": daemon.pid_of("decode"),
+        }
+        assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode", "frontend", "engine"])
+def test_a_killed_process_alone_is_replaced(role: str) -> None:
+    with start_daemon() as daemon:
+        before = {name: pid for pid, name in daemon.pids().items()}
+        old = daemon.kill(role)
+        new = daemon.wait_replaced(role, old)
+        after = {name: pid for pid, name in daemon.pids().items()}
+        assert after == {**before, role: new}
+        assert daemon.complete().status_code == 200
+
+
+def test_a_killed_keeper_takes_engine_and_workers_with_it_but_not_the_frontend() -> None:
+    with start_daemon() as daemon:
+        before = {name: pid for pid, name in daemon.pids().items()}
+        daemon.wait_replaced("keeper", daemon.kill("keeper"))
+        after = {name: pid for pid, name in daemon.pids().items()}
+        assert {role for role in before if before[role] == after[role]} == {"supervisor", "frontend"}
+        assert daemon.complete().status_code == 200
+
+
+def test_the_same_worker_can_be_lost_again_and_again() -> None:
+    with start_daemon("--max-restarts", "5") as daemon:
+        for _ in range(4):
+            daemon.wait_replaced("decode", daemon.kill("decode"))
+            assert daemon.complete().status_code == 200
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode", "engine", "keeper"])
+def test_a_stopped_process_is_killed_and_replaced(role: str) -> None:
+    with start_daemon("--heartbeat-timeout-s", "0.5") as daemon:
+        old = daemon.kill(role, signal.SIGSTOP)
+        daemon.wait_replaced(role, old)
+        assert f"{role} lost (silent for" in daemon.output
+        assert daemon.complete().status_code == 200
+
+
+def test_too_many_deaths_end_the_daemon_with_code_1() -> None:
+    with start_daemon("--max-restarts", "1") as daemon:
+        daemon.wait_replaced("prefill", daemon.kill("prefill"))
+        daemon.kill("prefill")
+        assert daemon.wait_exit() == 1
+        assert "prefill" in daemon.output and "giving up" in daemon.output
+        daemon.assert_nothing_left()
+        daemon.process.poll()
+
+
+def test_killing_the_supervisor_leaves_no_orphan() -> None:
+    with start_daemon() as daemon:
+        sockets = daemon._sockets()
+        assert sockets
+        os.kill(daemon.process.pid, signal.SIGKILL)
+        assert daemon.wait_exit(5.0) == -signal.SIGKILL
+        daemon.assert_nothing_left(sockets, timeout_s=2.0)
+
+
+def _stream(daemon: Daemon, max_tokens: int, received: list[str]) -> None:
+    body = {"model": "demo", "prompt": "hello", "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
+    try:
+        with httpx.stream("POST", f"{daemon.base_url}/v1/completions", json=body, timeout=60.0) as response:
+            received.extend(line for line in response.iter_lines() if line.startswith("data:"))
+    except httpx.HTTPError as error:
+        received.append(f"cut: {error!r}")
+
+
+def _running(daemon: Daemon) -> bool:
+    return bool(daemon.state()["queue"]["decode_running"])
+
+
+def test_sigterm_lets_running_requests_finish() -> None:
+    with start_daemon("--profile", "tests/data/slow_profile.yaml") as daemon:
+        received: list[str] = []
+        client = threading.Thread(target=_stream, args=(daemon, 60, received))
+        client.start()
+        eventually(lambda: _running(daemon), what="the request runs")
+        daemon.process.send_signal(signal.SIGTERM)
+        client.join(30.0)
+        assert received[-1] == "data: [DONE]"
+        assert daemon.stop() == 0
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    with start_daemon("--profile", "tests/data/slow_profile.yaml") as daemon:
+        received: list[str] = []
+        client = threading.Thread(target=_stream, args=(daemon, 2000, received))
+        client.start()
+        eventually(lambda: _running(daemon), what="the request runs")
+        daemon.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert daemon.process.poll() is None
+        begun_s = time.monotonic()
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon.wait_exit(4.0) == 128 + signal.SIGINT
+        assert time.monotonic() - begun_s < 4.0
+        client.join(10.0)
+        daemon.assert_nothing_left()
+
+
+def test_the_drain_ends_at_its_deadline() -> None:
+    with start_daemon("--profile", "tests/data/slow_profile.yaml", "--drain-timeout-s", "0.5") as daemon:
+        received: list[str] = []
+        client = threading.Thread(target=_stream, args=(daemon, 2000, received))
+        client.start()
+        eventually(lambda: _running(daemon), what="the request runs")
+        begun_s = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - begun_s < 5.0
+        client.join(10.0)
+        assert any('"error"' in line for line in received), "a cut stream must say so"
