@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from colocate.messages.prefill import PrefillBatch, PrefillRow, PrefillRowDone
 from colocate.messages.sampling import SampleState, SamplingParams
@@ -35,6 +39,7 @@ class Harness:
     config: ModelConfig
     prefill: ModelPrefillExecutor
     decode: ModelDecodeExecutor
+    kv_layout: KVLayout
     block_size: int
     free: list[int]
     kv: bytearray
@@ -54,12 +59,20 @@ class Harness:
         weights = bytearray(layout.nbytes)
         load_weights(model_dir, config, layout, memoryview(weights), lambda done, total: None)
         facts = facts_for(config, dtype, num_blocks, block_size)
-        kv = bytearray(KVLayout(config, dtype, num_blocks, block_size).nbytes)
+        kv_layout = KVLayout(config, dtype, num_blocks, block_size)
+        kv = bytearray(kv_layout.nbytes)
         read_only = memoryview(weights).toreadonly()
         prefill = ModelPrefillExecutor(config, facts, read_only, memoryview(kv), deterministic)
         decode = ModelDecodeExecutor(config, facts, read_only, memoryview(kv), deterministic)
         scattered = [block * 101 % num_blocks for block in range(num_blocks)]  # 101 is prime: a permutation
-        return Harness(config, prefill, decode, block_size, scattered, kv, weights)
+        return Harness(config, prefill, decode, kv_layout, block_size, scattered, kv, weights)
+
+    def stored_kv(self, blocks: Sequence[int], num_tokens: int) -> npt.NDArray[Any]:
+        """The bits of positions 0 .. num_tokens - 1: [layer, 2, kv_head, position, head_dim] of unsigned integers."""
+        layout = self.kv_layout
+        pool = np.frombuffer(self.kv, np.uint32 if layout.dtype == "float32" else np.uint16).reshape(layout.shape)
+        chosen = pool[:, :, list(blocks)].transpose(0, 1, 3, 2, 4, 5)
+        return chosen.reshape(*chosen.shape[:3], -1, layout.config.head_dim)[:, :, :, :num_tokens].copy()
 
     def allocate(self, num_tokens: int) -> list[int]:
         count = -(-num_tokens // self.block_size)
@@ -106,6 +119,14 @@ class Harness:
             row.position += 1
             row.output_token_ids.append(token_id)
         return tokens
+
+    def generate_in(self, blocks: list[int], prompt: Sequence[int], num_tokens: int) -> list[int]:
+        """Greedy tokens of one prompt in given blocks."""
+        row = self.row(1, prompt, self.prompt(1, prompt, blocks), blocks)
+        self.version += 1
+        for _ in range(num_tokens - 1):
+            self.step([row], self.version)
+        return row.output_token_ids
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int, chunk: int = 1 << 20) -> list[list[int]]:
         """Greedy tokens of all prompts, decoded as one standing batch."""

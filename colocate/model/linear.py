@@ -3,12 +3,14 @@ processes read one copy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
-from colocate.model.config import ModelConfig
+from colocate.model.deterministic import DeterministicLinear
 
 
 class Linear(Protocol):
@@ -20,6 +22,10 @@ class Linear(Protocol):
 
     def add_project(self, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """residual [tokens, out] += x @ weight.T + bias, in place."""
+        ...
+
+    def gate(self, gate: Tensor, up: Tensor) -> None:
+        """gate = silu(gate) * up, in place; both [tokens, intermediate]."""
         ...
 
 
@@ -54,6 +60,9 @@ class FastLinear:
         if bias is not None:
             residual.add_(bias)
 
+    def gate(self, gate: Tensor, up: Tensor) -> None:
+        silu(gate, inplace=True).mul_(up)
+
 
 def _is_one_row(x: Tensor, weight: Tensor) -> bool:
     return x.shape[0] == 1 and weight.shape[0] % 2 == 0 and x.dtype is torch.float32
@@ -75,5 +84,10 @@ def _twice(x: Tensor) -> Tensor:
     return x.t().expand(2, -1, 1)
 
 
-def linear_for(config: ModelConfig, deterministic: bool) -> Linear:
-    return FastLinear()
+def linear_for(weights: Mapping[str, Tensor], deterministic: bool, thread_counts: Sequence[int]) -> Linear:
+    """`weights` as `llama.map_weights` returns them; what is deterministic is so on each of `thread_counts`."""
+    if not deterministic:
+        return FastLinear()
+    embed = weights["embed"]
+    matrices = [weights[f"layers.0.{name}"] for name in ("qkv", "o", "gate_up", "down")]
+    return DeterministicLinear([*matrices, weights.get("lm_head", embed)], thread_counts)

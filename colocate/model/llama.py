@@ -12,13 +12,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm
 
 from colocate.model.attention.seam import Attention, DecodeRows, PrefillRows
 from colocate.model.config import ModelConfig
 from colocate.model.layout import KVLayout, WeightLayout
 from colocate.model.linear import Linear
 from colocate.model.rope import rotate_
+from colocate.model.scratch import Scratch
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -84,21 +85,6 @@ class FusedLayers(Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """As `LlamaModel.logits`."""
         ...
-
-
-class Scratch:
-    """Reused activations, by name. A buffer grows to the largest forward seen and is valid until its next `take`."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, num_tokens: int, width: int) -> Tensor:
-        """[num_tokens, width], uninitialised."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < num_tokens * width:
-            buffer = self._buffers[name] = torch.empty(num_tokens * width, dtype=self._dtype)
-        return buffer[: num_tokens * width].view(num_tokens, width)
 
 
 class LlamaModel:
@@ -171,7 +157,7 @@ class LlamaModel:
         gate_up = self._scratch.take("gate_up", hidden.shape[0], 2 * config.intermediate_size)
         self._linear.project(x, weights.gate_up, None, gate_up)
         gate, up = gate_up[:, : config.intermediate_size], gate_up[:, config.intermediate_size :]
-        silu(gate, inplace=True).mul_(up)
+        self._linear.gate(gate, up)
         self._linear.add_project(hidden, gate, weights.down, None)
 
 

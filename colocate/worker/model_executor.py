@@ -40,10 +40,11 @@ class _Mapped:
         self.config = config
         self.block_size = facts.block_size
         pool = KVPool(map_kv(KVLayout(config, facts.dtype, facts.num_blocks, facts.block_size), kv))
-        attention = attention_for(config, pool, deterministic)
+        thread_counts = sorted({1, 2, facts.total_units})
+        attention = attention_for(config, pool, deterministic, thread_counts)
         tensors = map_weights(WeightLayout.of(config, facts.dtype), weights)
         fused = native_layers_for(config, tensors, pool, deterministic)
-        self.model = LlamaModel(config, tensors, attention, linear_for(config, deterministic), fused)
+        self.model = LlamaModel(config, tensors, attention, linear_for(tensors, deterministic, thread_counts), fused)
         self.rotary = RotaryTable(config.rope, config.head_dim, facts.max_model_len, TORCH_DTYPES[facts.dtype])
         self.sampler = Sampler(config.vocab_size)
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from colocate.model.attention.deterministic import DeterministicAttention
 from colocate.model.attention.fused import FusedAttention
 from colocate.model.attention.seam import Attention
 from colocate.model.config import ModelConfig
 from colocate.model.kv import KVPool
 
 
-def attention_for(config: ModelConfig, pool: KVPool, deterministic: bool) -> Attention:
+def attention_for(config: ModelConfig, pool: KVPool, deterministic: bool, thread_counts: Sequence[int]) -> Attention:
+    """What is deterministic is so on each of `thread_counts`."""
+    if deterministic:
+        return DeterministicAttention(pool, config.num_heads, config.sliding_windows, thread_counts)
     return FusedAttention(pool, config.num_heads, config.sliding_windows)
