@@ -1,4 +1,4 @@
-"""A model directory with the smallest honest tokenizer: one token per byte, `<s>` 256, `</s>` 257, and a chat template."""
+"""A model directory with the smallest tokenizer: one token per byte, `<s>` 256, `</s>` 257, and a chat template."""
 
 from __future__ import annotations
 

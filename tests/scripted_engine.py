@@ -7,7 +7,6 @@ where it was; a finished or aborted request says nothing more.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,8 @@ from colocate.messages.client import (
     SwitchRecord,
 )
 from colocate.messages.sampling import TokenLogprob
+from colocate.transport.vocabulary import FROM_FRONTEND
+from colocate.transport.waiting import Waiter
 from colocate.transport.zmq_channel import ZmqChannel
 from colocate.types import FinishReason, RequestId, TokenId
 
@@ -96,10 +97,11 @@ class ScriptedEngine:
         return len(self._running)
 
     def _run(self) -> None:
-        channel = ZmqChannel.bind(self.address, (Submit, Abort, StateQuery))
+        channel = ZmqChannel.bind(self.address, FROM_FRONTEND)
+        waiter = Waiter([channel])
         try:
             while not self._stop.is_set():
-                channel.socket.poll(math.ceil(self._next_wait_s() * 1000))  # level-triggered, unlike its descriptor
+                waiter.wait(self._next_wait_s())
                 while (message := channel.recv()) is not None:
                     self._handle(channel, message)
                 items = self._due_items()

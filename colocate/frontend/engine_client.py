@@ -22,9 +22,6 @@ from colocate.types import FinishReason, RequestId
 
 OpenChannel = Callable[[str], Channel]
 
-# What the engine may say to the frontend.
-ENGINE_MESSAGES = (Outputs, Rejected, EngineState)
-
 _RETRY_S = 0.005  # outbox: a channel that refused is asked again this soon
 _log = structlog.get_logger("colocate.frontend")
 

@@ -19,9 +19,10 @@ import uvloop
 
 from colocate.errors import ChannelClosed, RequestError
 from colocate.frontend.app import Api, build_app
-from colocate.frontend.engine_client import ENGINE_MESSAGES, EngineClient, OpenChannel
+from colocate.frontend.engine_client import EngineClient, OpenChannel
 from colocate.frontend.generate_calls import GenerateCalls
 from colocate.frontend.http_protocol import http_protocol
+from colocate.frontend.logs import configure_logs
 from colocate.frontend.measures import RequestMeasures
 from colocate.frontend.metrics import ColocateCollector, build_registry
 from colocate.frontend.prompts import PromptReader
@@ -41,22 +42,26 @@ from colocate.messages.control import (
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.board import Board
 from colocate.transport.control import ControlChannel
+from colocate.transport.vocabulary import ENGINE_TO
 from colocate.transport.zmq_channel import ZmqChannel
 from colocate.types import Role
+
+HEARTBEAT_S = 0.25
 
 _log = structlog.get_logger("colocate.frontend")
 
 
 def connect_engine(address: str) -> ZmqChannel:
-    return ZmqChannel.connect(address, ENGINE_MESSAGES)
+    return ZmqChannel.connect(address, ENGINE_TO[Role.FRONTEND])
 
 
 def run_frontend(
     spec: ProcessSpec, control: ControlChannel, board: Board | None, open_channel: OpenChannel = connect_engine
 ) -> None:
     """Serves until `Shutdown` or the end of the control channel. Raises ConfigError where the model's tokenizer or chat
-    template is unusable. The frontend keeps nothing on the board."""
+    template is unusable."""
     started_s = time.monotonic()
+    configure_logs(spec.config.telemetry)
     control.send(StartupPhase("tokenizer"))
     tokenizer, files = load_tokenizer(Path(spec.facts.model_dir), spec.facts.vocab_size)
     workers = TextWorkers()
@@ -65,7 +70,7 @@ def run_frontend(
     if threading.current_thread() is threading.main_thread():
         # Ctrl-C reaches the whole process group; how to stop is the supervisor's to say
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    frontend = Frontend(spec, control, reader, open_channel, started_s)
+    frontend = Frontend(spec, control, board, reader, open_channel, started_s)
     gc.collect()
     gc.freeze()  # what lives from here on is small: collections stay short
     try:
@@ -98,6 +103,7 @@ class Frontend:
         self,
         spec: ProcessSpec,
         control: ControlChannel,
+        board: Board | None,
         reader: PromptReader,
         open_channel: OpenChannel,
         started_s: float,
@@ -106,6 +112,7 @@ class Frontend:
         self._spec = spec
         self._started_s = started_s
         self._control = control
+        self._board = board
         self._status = DaemonStatus()
         measures = RequestMeasures()
         # The engine bounds its own queue; this bounds what waits here while there is no engine.
@@ -158,12 +165,19 @@ class Frontend:
         if self._spec.engine_address:
             self._client.connect(self._spec.engine_address)
         loop.add_reader(self._control.fileno(), self._read_control)
+        self._beat()
         serving = loop.create_task(self._server.serve(sockets=[listener]))
         try:
             await serving
         finally:
             loop.remove_reader(self._control.fileno())
             self._client.close()
+
+    def _beat(self) -> None:
+        """Alive means that the event loop turns: the supervisor replaces a frontend that falls silent."""
+        if self._board is not None:
+            self._board.beat(Role.FRONTEND, time.monotonic_ns())
+            asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
 
     def _accepting(self) -> None:
         self._control.send(ChildReady(Role.FRONTEND, os.getpid(), time.monotonic() - self._started_s))
