@@ -29,6 +29,8 @@ from colocate.types import WORKER_ROLES, Role
 
 # The order of starting; everything runs at the same time, so this only decides who imports first.
 START_ORDER = (Role.PREFILL, Role.DECODE, Role.KEEPER, Role.ENGINE, Role.FRONTEND)
+# The order in which simultaneous deaths are handled: causes before consequences.
+LOSS_ORDER = (Role.KEEPER, Role.ENGINE, *WORKER_ROLES, Role.FRONTEND)
 # Who cannot go on when a role is lost and is killed with it.
 _DEPENDENTS: dict[Role, tuple[Role, ...]] = {Role.KEEPER: (Role.ENGINE, *WORKER_ROLES)}
 

@@ -34,7 +34,7 @@ from colocate.messages.control import (
 )
 from colocate.runtime.child import Child, ChildState
 from colocate.runtime.console import Console
-from colocate.runtime.crew import START_ORDER, Crew, dependents_of
+from colocate.runtime.crew import LOSS_ORDER, START_ORDER, Crew, dependents_of
 from colocate.runtime.watch import reason_to_kill
 from colocate.transport.control import ControlMessage
 from colocate.types import Role
@@ -115,11 +115,11 @@ class Supervisor:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(self._patience_s()):
-            if key.data is None:
-                self._on_signals(self._signals_in.recv(64))
-            elif key.data.state is not ChildState.REAPED:
-                self._attend(key.data)
+        stirred = [key.data for key, _ in self._selector.select(self._patience_s())]
+        if None in stirred:
+            self._on_signals(self._signals_in.recv(64))
+        if any(child is not None for child in stirred):
+            self._attend()
         now_s = time.monotonic()
         if now_s >= self._next_watch_s:
             self._next_watch_s = now_s + _WATCH_EVERY_S
@@ -139,13 +139,17 @@ class Supervisor:
         next_s = min([self._next_watch_s, self._next_table_s, self._deadline_s, *starts])
         return max(0.0, next_s - time.monotonic())
 
-    def _attend(self, child: Child) -> None:
-        """Its last words are read before it is declared lost."""
-        ended = child.wait(0)
-        for message in child.messages():
-            self._obey(child, message)
-        if ended:
-            self._on_end(child)
+    def _attend(self) -> None:
+        """Last words are read before anyone is declared lost, and a keeper that failed is heard before the workers
+        that failed because of it."""
+        ended = {child for child in self._crew.children if child.wait(0)}
+        for child in self._crew.children:
+            for message in child.messages():
+                self._obey(child, message)
+        for role in LOSS_ORDER:
+            slot = self._crew.slots[role]
+            if slot.child in ended:
+                self._on_end(slot.child)
 
     def _watch(self) -> None:
         if self._lifecycle in (Lifecycle.STOPPING, Lifecycle.STOPPED):
@@ -170,13 +174,20 @@ class Supervisor:
             self._phase = f"{child.role.value}: {message.phase} {message.detail}".strip()
             self._next_table_s = 0.0
         elif isinstance(message, ChildFailed):
-            self._last_failure[child.role] = message
+            self._on_failure(child, message)
         elif isinstance(message, PoisonFailed):
             self._crew.slots[message.role].budget.forgive()
         elif isinstance(message, ChannelBroken):
             self._kill_role(message.role, f"messages lost: {message.reason}")
         elif isinstance(message, Drained) and self._lifecycle in (Lifecycle.DRAINING, Lifecycle.SERVING):
             self._stop(_LEAVE_S)
+
+    def _on_failure(self, child: Child, failure: ChildFailed) -> None:
+        """What the operator must mend ends a start at once. Later it is one more reason for a death."""
+        self._last_failure[child.role] = failure
+        if self._lifecycle is Lifecycle.STARTING and failure.operator:
+            self._refusal = ConfigError(failure.where, failure.problem, failure.remedy)
+            self._stop(0.0)
 
     def _kill_role(self, role: Role, reason: str) -> None:
         child = self._crew.slots[role].child
@@ -206,10 +217,6 @@ class Supervisor:
         if self._lifecycle in (Lifecycle.STOPPING, Lifecycle.STOPPED):
             return
         failure = self._last_failure.pop(child.role, None)
-        if self._lifecycle is Lifecycle.STARTING and failure is not None and failure.operator:
-            self._refusal = ConfigError(failure.where, failure.problem, failure.remedy)
-            self._stop(0.0)
-            return
         if child.role is Role.FRONTEND and self._ends_with_frontend(ended.code):
             return
         cause = f"{ended.cause}: {failure.problem}" if failure is not None else ended.cause

@@ -31,10 +31,7 @@ def attach(spec: ProcessSpec) -> AttachedMemory:
     deadline_s = time.monotonic() + spec.config.supervisor.start_timeout_s
     with _connect(spec.keeper_address, deadline_s) as peer:
         peer.settimeout(max(0.1, deadline_s - time.monotonic()))
-        try:
-            segments, crc32 = receive_segments(peer)
-        except TimeoutError:
-            raise ChannelClosed("the keeper did not hand out its memory in time") from None
+        segments, crc32 = receive_segments(peer)
     weights, kv = segments["weights"], segments["kv"]
     attached = AttachedMemory(weights.map(writable=False), kv.map(writable=True), crc32)
     # The mappings keep the pages; descriptors are no longer needed.

@@ -66,7 +66,12 @@ def receive_segments(peer: socket.socket) -> tuple[dict[str, Segment], int]:
 
     Raises ChannelClosed if the keeper went away or what came is not a table with its descriptors.
     """
-    packet, fds, flags, _ = socket.recv_fds(peer, _MAX_PACKET_BYTES, _MAX_SEGMENTS, socket.MSG_CMSG_CLOEXEC)
+    try:
+        packet, fds, flags, _ = socket.recv_fds(peer, _MAX_PACKET_BYTES, _MAX_SEGMENTS, socket.MSG_CMSG_CLOEXEC)
+    except TimeoutError:
+        raise ChannelClosed("the keeper did not hand out its memory in time") from None
+    except OSError as error:
+        raise ChannelClosed(f"the keeper is gone: {error.strerror}") from None
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ChannelClosed("the keeper's packet was cut short")
