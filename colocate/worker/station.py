@@ -14,8 +14,9 @@ from colocate.worker.progress import Progress
 _CONTROL_EVERY_NS = 5_000_000  # the supervisor's orders can wait this long while there is work
 _REST_S = 1.0
 _RETRY_S = 0.002  # while the engine is behind, or not there yet
-_PENDING_REST_S = 0.0002  # while the other worker is about to let go of units
-_PENDING_EAGER_NS = 50_000_000  # then it is not about to: look at the pace of `_RETRY_S`
+# While the other worker is about to let go of units: (for so long since the switch, rest so long between looks). An
+# idle peer lets go within a wake-up, a busy one within a step; after that it is not about to, see `_RETRY_S`.
+_PENDING_RESTS = ((2_000_000, 0.00002), (50_000_000, 0.0002))
 
 
 class Turn(Enum):
@@ -63,10 +64,11 @@ class Station:
             return
         now_ns = self._clock_ns()
         self._pending_since_ns = self._pending_since_ns or now_ns
-        if now_ns - self._pending_since_ns < _PENDING_EAGER_NS:
-            time.sleep(_PENDING_REST_S)
-        else:
-            self.link.wait(_RETRY_S)
+        for for_ns, rest_s in _PENDING_RESTS:
+            if now_ns - self._pending_since_ns < for_ns:
+                time.sleep(rest_s)
+                return
+        self.link.wait(_RETRY_S)
 
 
 class WorkerLoop(Protocol):
