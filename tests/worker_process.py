@@ -102,28 +102,37 @@ class WorkerUnderTest:
 
 @contextmanager
 def worker_process(
-    role: Role, *, board: Board | None = None, plan: str | None = "p8d4", incarnation: int = 1, **device: object
+    role: Role,
+    *,
+    board: Board | None = None,
+    plan: str | None = "p8d4",
+    incarnation: int = 1,
+    facts: RuntimeFacts | None = None,
+    keeper_address: str = "",
+    **device: object,
 ) -> Iterator[WorkerUnderTest]:
     """`device`: fields of the configuration's device section (`profile`, `faults`)."""
     own_board = board is None
     board = board or Board.create()
-    table = build_plan_table(TOTAL_UNITS)
+    facts = facts or emulated_facts()
+    table = build_plan_table(facts.total_units)
     if plan is not None:
         board.set_plan(board.plan().seq + 1, table.index_of(plan))
     parent, child = ControlChannel.pair()
     run_id = secrets.token_hex(6)
     address = worker_address(run_id, 1, role, incarnation)
-    config = ServeConfig(device=DeviceSection(device="emulated", **device))  # type: ignore[arg-type]
+    config = ServeConfig(device=DeviceSection(device=facts.device_kind, **device))  # type: ignore[arg-type]
     spec = ProcessSpec(
         role=role,
         incarnation=incarnation,
         epoch=1,
         run_id=run_id,
         config=config,
-        facts=emulated_facts(),
+        facts=facts,
         control_fd=child.fileno(),
         board_fd=board.fd,
         engine_address=address,
+        keeper_address=keeper_address,
     )
     channel = bind_for_worker(address, role)
     started_s = time.monotonic()
@@ -131,6 +140,7 @@ def worker_process(
         [sys.executable, "-m", "colocate.launch", role.value, str(os.getpid())],
         stdin=subprocess.PIPE,
         pass_fds=[child.fileno(), board.fd],
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
     )
     assert process.stdin is not None
     process.stdin.write(msgspec.msgpack.encode(spec))
