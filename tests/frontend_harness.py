@@ -82,7 +82,12 @@ def new_address() -> str:
 
 
 def start_frontend(
-    model_dir: Path, http: HttpSection | None = None, script: Script | None = None, *, ready: bool = True
+    model_dir: Path,
+    http: HttpSection | None = None,
+    script: Script | None = None,
+    *,
+    ready: bool = True,
+    max_model_len: int = 512,
 ) -> RunningFrontend:
     listener = socket.create_server(("127.0.0.1", 0))
     engine = ScriptedEngine(new_address(), script or Script()).start()
@@ -95,7 +100,7 @@ def start_frontend(
         epoch=1,
         run_id="test",
         config=ServeConfig(model=ModelConfigSection(model=str(model_dir)), http=replace(http, port=port)),
-        facts=facts_for(model_dir),
+        facts=facts_for(model_dir, max_model_len),
         control_fd=-1,
         board_fd=-1,
         engine_address=engine.address,
@@ -110,7 +115,7 @@ def start_frontend(
     return frontend
 
 
-def facts_for(model_dir: Path, max_model_len: int = 512) -> RuntimeFacts:
+def facts_for(model_dir: Path, max_model_len: int) -> RuntimeFacts:
     return RuntimeFacts(
         device_kind="cpu",
         device_name="test",

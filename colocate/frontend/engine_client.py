@@ -23,6 +23,7 @@ from colocate.types import FinishReason, RequestId
 OpenChannel = Callable[[str], Channel]
 
 _RETRY_S = 0.005  # outbox: a channel that refused is asked again this soon
+_TURN_S = 0.005  # of the event loop, for what the engine says; then clients are served in between
 _log = structlog.get_logger("colocate.frontend")
 
 
@@ -180,8 +181,12 @@ class EngineClient:
         self.lost()
 
     def _drain(self) -> None:
-        """Read until nothing is left: the descriptor is edge-triggered."""
+        """Read until nothing is left, because the descriptor is edge-triggered; but let others have their turn."""
+        until_s = time.monotonic() + _TURN_S
         while (channel := self._channel) is not None:
+            if time.monotonic() > until_s:
+                asyncio.get_running_loop().call_soon(self._drain)
+                return
             try:
                 message = channel.recv()
             except ChannelClosed as error:

@@ -48,7 +48,6 @@ class TextOptions:
     include_stop: bool = False
     keep_token_ids: bool = False
     discard_output: bool = False  # `max_tokens: 0` with echo: one token is drawn and thrown away
-    buffer_bytes: int = 1 << 20
 
 
 class Choice:
@@ -207,14 +206,17 @@ class Generation:
         self.failure: RequestError | None = None
         self.client_gone = False
         self._buffer_bytes = buffer_bytes
-        self._buffered_chars = 0
+        self._buffered_bytes = 0
         self._news: list[Choice] = []
         self._waiter: asyncio.Future[None] | None = None
         self._wake_per_token = wake_per_token
         self._num_running = 0
         self._on_overflow: Callable[[], None] | None = None
+        self._token_bytes = 64  # of memory, about, for a token, its text and its scores
 
     def add(self, choice: Choice) -> None:
+        num_scored = choice.submit.params.logprobs
+        self._token_bytes = 64 if num_scored is None else 192 + 96 * num_scored
         self.choices.append(choice)
         self._num_running += 1
 
@@ -222,10 +224,6 @@ class Generation:
     def done(self) -> bool:
         """Nothing more will come: every choice ended, or the request failed, or nobody listens."""
         return self._num_running == 0 or self.failure is not None or self.client_gone
-
-    @property
-    def started(self) -> bool:
-        return bool(self._news)
 
     def on_overflow(self, callback: Callable[[], None]) -> None:
         """Called once when the client lags by more than the buffer; it must be cut off."""
@@ -251,9 +249,8 @@ class Generation:
         return hit
 
     def _check_buffer(self, num_tokens: int) -> None:
-        # some 64 bytes of memory for a token and its text, whatever it says
-        self._buffered_chars += 64 * num_tokens
-        if self._buffered_chars > self._buffer_bytes and self._on_overflow is not None:
+        self._buffered_bytes += self._token_bytes * num_tokens
+        if self._buffered_bytes > self._buffer_bytes and self._on_overflow is not None:
             callback, self._on_overflow = self._on_overflow, None
             callback()
 
@@ -284,7 +281,7 @@ class Generation:
     def take(self) -> list[Update]:
         """What is new, one update per choice; the consumer now owns it."""
         news, self._news = self._news, []
-        self._buffered_chars = 0
+        self._buffered_bytes = 0
         updates = []
         for choice in news:
             choice.queued = False

@@ -8,12 +8,15 @@ in OpenAI's error shape.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Any, Protocol
 
 import orjson
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+SEND_BUFFER_BYTES = 128 * 1024  # Linux takes it twice
 CONNECTION_KEY = "colocate.connection"  # in the ASGI scope
 
 _log = structlog.get_logger("colocate.frontend")
@@ -41,6 +44,10 @@ class StallLimits(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            # The kernel's buffer of unread output grows to megabytes by itself. No stream of text needs that.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         self._arm_read()
 
     def data_received(self, data: bytes) -> None:
@@ -112,6 +119,9 @@ class StallLimits(HttpToolsProtocol):
 
     def cut(self, cause: str) -> None:
         _log.warning("client cut off", client=self.client, cause=cause)
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:  # reset: the kernel would go on trying to deliver what it holds
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,0 +1,254 @@
+"""What clients do wrong: every refusal has OpenAI's shape and names the parameter; nobody else is slowed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from colocate.config.serve import HttpSection
+from colocate.messages.client import Rejected, Submit
+from tests.byte_tokenizer import write_model_dir
+from tests.frontend_harness import MODEL, RunningFrontend, start_frontend, wait_until
+from tests.scripted_engine import Script
+
+USER = [{"role": "user", "content": "hi"}]
+HTTP = HttpSection(
+    max_body_bytes=200_000,
+    header_timeout_s=0.4,
+    slow_client_timeout_s=0.6,
+    stream_buffer_bytes=512 * 1024,
+    keepalive_s=0.2,
+    api_key=("secret", "other"),
+)
+KEY = {"authorization": "Bearer secret"}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningFrontend]:
+    frontend = start_frontend(write_model_dir(tmp_path_factory.mktemp("model")), HTTP, max_model_len=200_000)
+    yield frontend
+    frontend.stop()
+
+
+@pytest.fixture
+def frontend(shared: RunningFrontend) -> RunningFrontend:
+    shared.engine.script = Script()
+    shared.engine.submits.clear()
+    shared.engine.aborted.clear()
+    return shared
+
+
+def post(frontend: RunningFrontend, path: str = "/v1/completions", **body: object) -> httpx.Response:
+    return httpx.post(f"{frontend.url}{path}", json={"model": MODEL, "prompt": "x", **body}, headers=KEY, timeout=20)
+
+
+def error_of(response: httpx.Response) -> dict[str, object]:
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    error: dict[str, object] = body["error"]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"{not json", None),
+        (b'{"model": "tiny", "prompt": "\xff\xfe"}', None),
+        (b'{"model": "tiny", "prompt": "x", "temperature": NaN}', None),
+        (b"[]", None),
+        (b"", None),
+        (b'{"prompt": "x"}', "model"),
+        (b'{"model": "tiny"}', "prompt"),
+        (b'{"model": "tiny", "prompt": ""}', "prompt[0]"),
+        (b'{"model": "tiny", "prompt": []}', "prompt"),
+        (b'{"model": "tiny", "prompt": 7}', "prompt"),
+        (b'{"model": "tiny", "prompt": [1, 258]}', "prompt[1]"),
+        (b'{"model": "tiny", "prompt": [[1], [-1]]}', "prompt[1][0]"),
+        (b'{"model": "tiny", "prompt": [1, 99999999999999999999999]}', "prompt[1]"),
+        (b'{"model": "tiny", "prompt": "x", "temperature": -1}', "temperature"),
+        (b'{"model": "tiny", "prompt": "x", "max_tokens": 200000}', "max_tokens"),
+        (b'{"model": "tiny", "prompt": "x", "min_tokens": 17}', "min_tokens"),
+        (b'{"model": "tiny", "prompt": "x", "suffix": "y"}', "suffix"),
+        (b'{"model": "tiny", "prompt": "x", "frobnicate": 1}', "frobnicate"),
+        (b'{"model": "tiny", "prompt": "x", "stop": ' + json.dumps(["s"] * 100).encode() + b"}", "stop"),
+        (b'{"model": "tiny", "prompt": "x", "n": 129}', "n"),
+    ],
+)
+def test_refused_with_400(frontend: RunningFrontend, body: bytes, param: str | None) -> None:
+    response = httpx.post(f"{frontend.url}/v1/completions", content=body, headers=KEY)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+    assert not frontend.engine.submits
+
+
+def test_too_many_choices(frontend: RunningFrontend) -> None:
+    assert error_of(post(frontend, prompt=["x"] * 300, n=2))["param"] == "prompt"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/detokenize"])
+def test_unknown_model(frontend: RunningFrontend, path: str) -> None:
+    body = {"model": "gpt-9", "tokens": [1]} if path == "/detokenize" else {"model": "gpt-9", "prompt": "x"}
+    response = httpx.post(f"{frontend.url}{path}", json=body, headers=KEY)
+    assert response.status_code == 404 and error_of(response)["code"] == "model_not_found"
+
+
+def test_unknown_paths_and_methods(frontend: RunningFrontend) -> None:
+    assert httpx.get(f"{frontend.url}/v1/nothing", headers=KEY).status_code == 404
+    response = httpx.get(f"{frontend.url}/v1/completions", headers=KEY)
+    assert response.status_code == 405 and response.headers["allow"] == "POST" and error_of(response)
+
+
+def test_keys(frontend: RunningFrontend) -> None:
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}, {"authorization": "Bearer é"}):
+        raw = {name: value.encode() for name, value in headers.items()}
+        for path in ("/v1/models", "/state", "/server_info", "/v1/nothing"):
+            response = httpx.get(f"{frontend.url}{path}", headers=raw)  # type: ignore[arg-type]
+            assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
+            assert error_of(response)["code"] == "invalid_api_key"
+    for path in ("/health", "/ready", "/metrics", "/version"):
+        assert httpx.get(f"{frontend.url}{path}").status_code == 200
+    for key in HTTP.api_key:
+        assert openai.OpenAI(base_url=f"{frontend.url}/v1", api_key=key).models.list().data[0].id == MODEL
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_body_too_large(frontend: RunningFrontend, announced: bool) -> None:
+    body = b'{"model": "tiny", "prompt": "' + b"x" * 300_000 + b'"}'
+    content = body if announced else iter([body[:100_000], body[100_000:]])
+    response = httpx.post(f"{frontend.url}/v1/completions", content=content, headers=KEY)
+    assert response.status_code == 413 and error_of(response)["code"] == "body_too_large"
+
+
+def test_rejections_of_the_engine(frontend: RunningFrontend) -> None:
+    for stream in (False, True):
+        for status, header in ((429, "3"), (503, "3"), (400, None)):
+            frontend.script.reject = lambda submit, status=status: Rejected(submit.request_id, status, "full", 2.1)
+            response = post(frontend, stream=stream)
+            assert response.status_code == status and response.headers.get("retry-after") == header
+            assert error_of(response)["message"] == "full"
+
+
+def test_failure_before_the_first_byte_is_a_500(frontend: RunningFrontend) -> None:
+    frontend.script.fail_at = 0
+    assert post(frontend, stream=True).status_code == 500
+    assert error_of(post(frontend))["type"] == "server_error"
+
+
+def test_failure_in_mid_stream_raises_in_the_client(frontend: RunningFrontend) -> None:
+    frontend.script.fail_at, frontend.script.token_gap_s = 5, 0.005
+    client = openai.OpenAI(base_url=f"{frontend.url}/v1", api_key="secret", max_retries=0)
+    text = ""
+    with pytest.raises(openai.APIError, match="the script says so"):
+        for chunk in client.completions.create(model=MODEL, prompt="x", max_tokens=50, stream=True):
+            text += chunk.choices[0].text
+    assert len(text) == 5
+
+
+def test_keep_alive_comments_while_nothing_comes(frontend: RunningFrontend) -> None:
+    frontend.script.first_token_s = 0.7
+    response = post(frontend, stream=True, max_tokens=2)
+    assert 2 <= response.text.count(": keep-alive\n\n") <= 4 and response.text.endswith("data: [DONE]\n\n")
+
+
+class TestDisconnect:
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("hold_after", [0, 3])
+    async def test_aborts_at_once(self, frontend: RunningFrontend, stream: bool, hold_after: int) -> None:
+        frontend.script.hold_after, frontend.script.token_gap_s = max(1, hold_after), 0.005
+        frontend.script.first_token_s = 60.0 if hold_after == 0 else 0.0
+        async with httpx.AsyncClient() as client:
+            body = {"model": MODEL, "prompt": "x", "stream": stream, "n": 2}
+            task = asyncio.create_task(client.post(f"{frontend.url}/v1/completions", json=body, headers=KEY))
+            while frontend.engine.num_running < 2:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.3)  # past the first keep-alive: the stream has begun
+            task.cancel()
+        started = time.monotonic()
+        await asyncio.to_thread(wait_until, lambda: frontend.engine.num_running == 0, 2.0)
+        assert time.monotonic() - started < 0.5
+        assert sorted(frontend.engine.aborted) == sorted(submit.request_id for submit in frontend.engine.submits)
+
+
+class TestStallingClients:
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"",
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n",
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\ncontent-length: 50\r\n\r\n{",
+        ],
+    )
+    def test_one_that_stops_sending_is_cut(self, frontend: RunningFrontend, sent: bytes) -> None:
+        with socket.create_connection(("127.0.0.1", frontend.port)) as connection:
+            started = time.monotonic()
+            connection.sendall(sent)
+            connection.settimeout(5)
+            answer = b""
+            while data := connection.recv(4096):
+                answer += data
+        assert 0.3 < time.monotonic() - started < 2
+        assert answer.startswith(b"HTTP/1.1 408 ") and b"request_timeout" in answer
+
+    def test_an_idle_connection_may_be_used_again(self, frontend: RunningFrontend) -> None:
+        with httpx.Client(headers=KEY) as client:
+            assert client.get(f"{frontend.url}/v1/models").status_code == 200
+            time.sleep(0.8)
+            assert client.get(f"{frontend.url}/v1/models").status_code == 200
+
+    def test_junk_gets_an_answer(self, frontend: RunningFrontend) -> None:
+        with socket.create_connection(("127.0.0.1", frontend.port)) as connection:
+            connection.sendall(b"\x16\x03\x01 what is this\r\n\r\n")
+            connection.settimeout(5)
+            assert b'"code":"invalid_http"' in connection.recv(4096)
+
+    def test_one_that_stops_reading_is_cut_and_nobody_else_waits(self, frontend: RunningFrontend) -> None:
+        frontend.script.token = _long_or_quick
+        frontend.script.tokens_per_item, frontend.script.token_gap_s = 20, 0.005
+        with _deaf_client(frontend) as deaf:
+            wait_until(lambda: frontend.engine.num_running == 1)
+            started = time.monotonic()
+            for _ in range(5):
+                assert post(frontend, max_tokens=5).json()["choices"][0]["text"] == "quick"
+            assert time.monotonic() - started < 2
+            wait_until(lambda: frontend.engine.num_running == 0, 10)
+            assert frontend.engine.aborted == [frontend.engine.submits[0].request_id]
+            assert time.monotonic() - started > HTTP.slow_client_timeout_s
+            deaf.settimeout(5)
+            with pytest.raises(ConnectionResetError):  # cut, not ended as if all had been said
+                while deaf.recv(1 << 20):
+                    pass
+
+    def test_unread_output_is_bounded(self, frontend: RunningFrontend) -> None:
+        """Faster than the time limit: the full buffer alone cuts the client off."""
+        frontend.script.token = _long_or_quick
+        frontend.script.tokens_per_item, frontend.script.token_gap_s = 2000, 0.001
+        with _deaf_client(frontend):
+            started = time.monotonic()
+            wait_until(lambda: len(frontend.engine.aborted) == 1)
+            assert time.monotonic() - started < HTTP.slow_client_timeout_s
+
+
+def _long_or_quick(submit: Submit, position: int) -> int:
+    return ord("z") if submit.params.max_tokens > 1000 else b"quick"[position]
+
+
+@contextlib.contextmanager
+def _deaf_client(frontend: RunningFrontend) -> Iterator[socket.socket]:
+    """Asks for a long stream with scores and never reads it."""
+    fields = {"model": MODEL, "prompt": "x", "max_tokens": 190_000, "stream": True, "logprobs": 2}
+    body = json.dumps(fields).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\ncontent-length: %d\r\n\r\n"
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", frontend.port))
+        deaf.sendall(head % len(body) + body)
+        yield deaf
