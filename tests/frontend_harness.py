@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from colocate.config.serve import HttpSection, ModelConfigSection, ServeConfig
+from colocate.config.serve import HttpSection, ModelConfigSection, ServeConfig, SupervisorSection
 from colocate.frontend.main import run_frontend
 from colocate.messages.control import ChildReady, EngineAt, ProcessInfo, ProcessTable, Shutdown
 from colocate.messages.spec import ProcessSpec, RuntimeFacts
@@ -88,6 +88,7 @@ def start_frontend(
     *,
     ready: bool = True,
     max_model_len: int = 512,
+    start_timeout_s: float = 300.0,
 ) -> RunningFrontend:
     listener = socket.create_server(("127.0.0.1", 0))
     engine = ScriptedEngine(new_address(), script or Script()).start()
@@ -99,7 +100,11 @@ def start_frontend(
         incarnation=1,
         epoch=1,
         run_id="test",
-        config=ServeConfig(model=ModelConfigSection(model=str(model_dir)), http=replace(http, port=port)),
+        config=ServeConfig(
+            model=ModelConfigSection(model=str(model_dir)),
+            http=replace(http, port=port),
+            supervisor=SupervisorSection(start_timeout_s=start_timeout_s),
+        ),
         facts=facts_for(model_dir, max_model_len),
         control_fd=-1,
         board_fd=-1,

@@ -1,0 +1,317 @@
+"""The frontend among the other processes: readiness, drain, a lost engine, state, metrics and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from colocate.config.serve import HttpSection
+from colocate.messages.control import ChannelBroken, Drain, Drained
+from tests.byte_tokenizer import write_model_dir
+from tests.frontend_harness import MODEL, RunningFrontend, process_table, start_frontend, wait_until
+from tests.scripted_engine import ALPHABET, Script
+
+HTTP = HttpSection(keepalive_s=0.2, metrics_compat=("vllm",))
+
+ISSUE_METRICS = {
+    "colocate_time_to_first_token_seconds": "histogram",
+    "colocate_inter_token_latency_seconds": "histogram",
+    "colocate_request_time_per_output_token_seconds": "histogram",
+    "colocate_e2e_request_latency_seconds": "histogram",
+    "colocate_request_queue_time_seconds": "histogram",
+    "colocate_prompt_tokens": "counter",
+    "colocate_generation_tokens": "counter",
+    "colocate_num_requests_running": "gauge",
+    "colocate_num_requests_waiting": "gauge",
+    "colocate_kv_cache_usage_ratio": "gauge",
+    "colocate_request_success": "counter",
+    "colocate_preemptions": "counter",
+    "colocate_plan_switches": "counter",
+    "colocate_plan_switch_seconds": "summary",
+    "colocate_plan_residency_seconds": "counter",
+    "colocate_worker_restarts": "counter",
+}
+VLLM_METRICS = {
+    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "time_to_first_token_seconds",
+    "inter_token_latency_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
+    "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds",
+    "request_prompt_tokens", "request_generation_tokens", "prompt_tokens", "generation_tokens",
+    "prefix_cache_queries", "prefix_cache_hits", "request_success", "num_preemptions", "cache_config_info",
+}  # fmt: skip
+
+
+@pytest.fixture
+def frontend(tmp_path: Path) -> Iterator[RunningFrontend]:
+    running = start_frontend(write_model_dir(tmp_path), HTTP)
+    wait_until(lambda: get(running, "/ready").status_code == 200)
+    yield running
+    running.stop()
+
+
+def get(frontend: RunningFrontend, path: str) -> httpx.Response:
+    return httpx.get(f"{frontend.url}{path}", timeout=10)
+
+
+def complete(frontend: RunningFrontend, **body: object) -> httpx.Response:
+    return httpx.post(
+        f"{frontend.url}/v1/completions", json={"model": MODEL, "prompt": [1], "max_tokens": 5, **body}, timeout=20
+    )
+
+
+async def stream_text(frontend: RunningFrontend, **body: object) -> tuple[str, list[dict[str, object]]]:
+    """The text of a stream and its events, however it ends."""
+    async with httpx.AsyncClient(timeout=20) as client:
+        fields = {"model": MODEL, "prompt": [1], "stream": True, **body}
+        response = await client.post(f"{frontend.url}/v1/completions", json=fields)
+    lines = [line[6:] for line in response.text.split("\n\n") if line.startswith("data: {")]
+    chunks = [json.loads(line) for line in lines]
+    return "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk.get("choices")), chunks
+
+
+def expected(num_tokens: int) -> str:
+    return "".join(chr(ALPHABET[(1 + position) % len(ALPHABET)]) for position in range(num_tokens))
+
+
+class TestReadiness:
+    def test_not_before_the_first_ready(self, tmp_path: Path) -> None:
+        frontend = start_frontend(write_model_dir(tmp_path), ready=False)
+        try:
+            assert get(frontend, "/health").status_code == 200
+            frontend.control.send(process_table(phase="weights", engine="starting"))
+            wait_until(lambda: get(frontend, "/ready").json()["phase"] == "weights")
+            assert get(frontend, "/ready").status_code == 503
+            refused = complete(frontend)
+            assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+            frontend.control.send(process_table())
+            wait_until(lambda: get(frontend, "/ready").status_code == 200)
+            assert complete(frontend).status_code == 200
+        finally:
+            frontend.stop()
+
+    def test_a_recovering_worker_turns_nobody_away(self, frontend: RunningFrontend) -> None:
+        frontend.control.send(process_table(phase="recovering: prefill"))
+        wait_until(lambda: get(frontend, "/ready").status_code == 503)
+        assert complete(frontend).status_code == 200
+
+    def test_messages_for_others_are_harmless(self, frontend: RunningFrontend) -> None:
+        frontend.control.send(ChannelBroken("decode", "x"))  # type: ignore[arg-type]
+        assert complete(frontend).status_code == 200
+
+
+class TestDrain:
+    async def test_finishes_what_runs_and_admits_nothing(self, frontend: RunningFrontend) -> None:
+        frontend.script.token_gap_s = 0.02
+        stream = asyncio.create_task(stream_text(frontend, max_tokens=30))
+        await asyncio.to_thread(wait_until, lambda: frontend.engine.num_running == 1)
+        frontend.control.send(Drain(10.0))
+        started = time.monotonic()
+        await asyncio.to_thread(wait_until, lambda: get(frontend, "/ready").json()["phase"] == "draining")
+        assert time.monotonic() - started < 0.5
+        refused = await asyncio.to_thread(complete, frontend)
+        assert refused.status_code == 503 and 1 <= int(refused.headers["retry-after"]) <= 10
+        text, chunks = await stream
+        assert text == expected(30) and chunks[-1]["choices"][0]["finish_reason"] == "length"  # type: ignore[index]
+        assert isinstance(await asyncio.to_thread(frontend.wait_for, Drained), Drained)
+
+    async def test_the_deadline_ends_streams_with_an_error(self, frontend: RunningFrontend) -> None:
+        frontend.script.hold_after = 3
+        stream = asyncio.create_task(stream_text(frontend, max_tokens=30))
+        await asyncio.to_thread(wait_until, lambda: frontend.engine.num_running == 1)
+        frontend.control.send(Drain(0.3))
+        text, chunks = await stream
+        assert text == expected(3) and chunks[-1]["error"]["code"] == "shutting_down"  # type: ignore[index]
+        await asyncio.to_thread(frontend.wait_for, Drained)
+        assert frontend.engine.aborted
+
+    def test_idle_drains_at_once(self, frontend: RunningFrontend) -> None:
+        frontend.control.send(Drain(30.0))
+        frontend.wait_for(Drained, 1.0)
+
+
+class TestLostEngine:
+    @pytest.mark.parametrize("n", [1, 3])
+    async def test_streams_go_on_with_the_successor(self, frontend: RunningFrontend, n: int) -> None:
+        frontend.script.token_gap_s, frontend.script.hold_after = 0.002, 10
+        stream = asyncio.create_task(stream_text(frontend, max_tokens=25, prompt=[1], seed=7))
+        others = [asyncio.create_task(asyncio.to_thread(complete, frontend, max_tokens=25)) for _ in range(n)]
+        await asyncio.to_thread(wait_until, lambda: frontend.engine.num_running == 1 + n)
+        await asyncio.sleep(0.15)
+        before = frontend.engine.submits[:]
+        successor = await asyncio.to_thread(frontend.replace_engine, Script(token_gap_s=0.002))
+        text, chunks = await stream
+        assert text == expected(25)
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"  # type: ignore[index]
+        for other in others:
+            body = (await other).json()
+            assert body["choices"][0]["text"] == expected(25) and body["usage"]["completion_tokens"] == 25
+        again = {submit.request_id: submit for submit in successor.submits}
+        assert set(again) == {submit.request_id for submit in before}
+        for submit in before:
+            repeated = again[submit.request_id]
+            assert repeated.resubmitted and repeated.params == submit.params
+            assert repeated.arrival_ns == submit.arrival_ns and len(repeated.output_token_ids) == 10
+
+    async def test_a_request_sent_while_there_is_no_engine_waits(self, frontend: RunningFrontend) -> None:
+        frontend.engine.stop()
+        waiting = asyncio.create_task(asyncio.to_thread(complete, frontend))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(frontend.replace_engine)
+        response = await waiting
+        assert response.status_code == 200 and response.json()["choices"][0]["text"] == expected(5)
+
+    async def test_a_stream_waits_with_comments(self, frontend: RunningFrontend) -> None:
+        frontend.engine.stop()
+        async with (
+            httpx.AsyncClient(timeout=10) as client,
+            client.stream(
+                "POST",
+                f"{frontend.url}/v1/completions",
+                json={"model": MODEL, "prompt": [1], "max_tokens": 5, "stream": True},
+            ) as response,
+        ):
+            lines = response.aiter_lines()
+            assert response.status_code == 200 and await anext(lines) == ": keep-alive"
+            await asyncio.to_thread(frontend.replace_engine)
+            rest = [line async for line in lines]
+        assert rest[-2] == "data: [DONE]"
+
+    async def test_it_stays_away(self, tmp_path: Path) -> None:
+        frontend = start_frontend(write_model_dir(tmp_path), HTTP, start_timeout_s=0.5)
+        try:
+            frontend.script.hold_after = 2
+            await asyncio.to_thread(wait_until, lambda: get(frontend, "/ready").status_code == 200)
+            stream = asyncio.create_task(stream_text(frontend, max_tokens=9))
+            plain = asyncio.create_task(asyncio.to_thread(complete, frontend, max_tokens=9))
+            await asyncio.to_thread(wait_until, lambda: frontend.engine.num_running == 2)
+            await asyncio.sleep(0.3)
+            frontend.control.send(process_table(phase="recovering: engine", engine="lost"))
+            text, chunks = await stream
+            assert text == expected(2) and chunks[-1]["error"]["code"] == "engine_lost"  # type: ignore[index]
+            assert (await plain).status_code == 503
+        finally:
+            frontend.stop()
+
+
+class TestState:
+    def test_shape(self, frontend: RunningFrontend) -> None:
+        state = get(frontend, "/state").json()
+        assert state["status"] == "ready" and state["mode"] == "colocated" and state["device"]["units"] == 3
+        assert state["plan"] == {"name": "p2d1", "prefill_units": 2, "decode_units": 1, "seq": 3}
+        assert [plan["name"] for plan in state["plans"]] == ["p2d1", "shared"]
+        assert state["workers"][0] == {
+            "role": "prefill",
+            "pid": 1002,
+            "state": "ready",
+            "restarts": 0,
+            "uptime_s": 12.5,
+        }
+        assert state["engine"] == {"pid": 1001} and state["keeper"] == {"pid": 1000}
+        assert state["queue"] == {"waiting": 0, "prefill_running": 0, "decode_running": 0}
+        assert {"blocks_total": 100, "blocks_free": 100, "block_size": 16}.items() <= state["kv"].items()
+        assert state["switches"]["count"] == 2 and state["switches"]["last"]["prefill_applied_ms"] == 0.5
+        assert state["switches"]["latency_ms"] == {"p50": 0.6, "p99": 0.6}
+        assert state["residency"] == {"p2d1": 0.75, "shared": 0.25}
+
+    def test_a_silent_engine_leaves_its_last_word_and_its_age(self, frontend: RunningFrontend) -> None:
+        get(frontend, "/state")
+        frontend.script.answer_state = False
+        started = time.monotonic()
+        state = get(frontend, "/state").json()
+        assert time.monotonic() - started < 1.5 and state["age_s"] >= 0.4 and state["plan"]["name"] == "p2d1"
+
+    def test_an_engine_that_never_spoke(self, frontend: RunningFrontend) -> None:
+        frontend.script.answer_state = False
+        assert get(frontend, "/state").status_code == 503
+        assert get(frontend, "/metrics").status_code == 200 and get(frontend, "/server_info").status_code == 200
+
+    def test_server_info_keeps_secrets(self, tmp_path: Path) -> None:
+        frontend = start_frontend(write_model_dir(tmp_path), HttpSection(api_key=("sesame",), admin_key="open"))
+        try:
+            response = httpx.get(f"{frontend.url}/server_info", headers={"authorization": "Bearer sesame"})
+            assert response.status_code == 200 and response.json()["versions"]["torch"]
+            assert "sesame" not in response.text and "open" not in str(response.json()["config"]["http"])
+        finally:
+            frontend.stop()
+
+
+class TestMetrics:
+    def test_names_kinds_and_values(self, frontend: RunningFrontend) -> None:
+        frontend.script.token_gap_s = 0.002
+        assert complete(frontend, max_tokens=10).status_code == 200
+        families = {family.name: family for family in text_string_to_metric_families(get(frontend, "/metrics").text)}
+        for name, kind in ISSUE_METRICS.items():
+            assert families[name].type == kind, name
+        assert {f"vllm:{name}" for name in VLLM_METRICS} <= set(families)
+        for prefix, reason in (("colocate_", "finish_reason"), ("vllm:", "finished_reason")):
+            assert count(families, f"{prefix}time_to_first_token_seconds") == 1
+            assert count(families, f"{prefix}inter_token_latency_seconds") == 9
+            assert count(families, f"{prefix}request_time_per_output_token_seconds") == 1
+            assert value(families, f"{prefix}generation_tokens_total") == 10
+            assert value(families, f"{prefix}prompt_tokens_total") == 1
+            assert value(families, f"{prefix}request_success_total", **{reason: "length"}) == 1
+        assert value(families, "colocate_plan_switches_total", **{"from": "p2d1", "to": "shared"}) == 1
+        assert value(families, "colocate_plan_residency_seconds_total", plan="p2d1") == 3
+        assert value(families, "colocate_worker_restarts_total", role="decode") == 0
+        assert value(families, "colocate_plan_switch_seconds", quantile="0.5") == pytest.approx(6e-4)
+        gaps = families["colocate_inter_token_latency_seconds"]
+        total = next(sample.value for sample in gaps.samples if sample.name.endswith("_sum"))
+        assert 9 * 0.0015 < total < 1
+
+    def test_rejections_and_aborts_are_counted(self, frontend: RunningFrontend) -> None:
+        frontend.script.hold_after = 1
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{frontend.url}/v1/completions", json={"model": MODEL, "prompt": "x"}, timeout=0.2)
+        wait_until(lambda: bool(frontend.engine.aborted))
+        families = {family.name: family for family in text_string_to_metric_families(get(frontend, "/metrics").text)}
+        assert value(families, "colocate_request_success_total", finish_reason="abort") == 1
+        assert count(families, "colocate_e2e_request_latency_seconds") == 0
+
+
+def count(families: dict[str, object], name: str) -> float:
+    return value(families, f"{name}_count")
+
+
+def value(families: dict[str, object], name: str, **labels: str) -> float:
+    for family in families.values():
+        for sample in family.samples:  # type: ignore[attr-defined]
+            if sample.name == name and labels.items() <= sample.labels.items():
+                return float(sample.value)
+    raise KeyError(name)
+
+
+def test_one_line_per_request(frontend: RunningFrontend, capfd: pytest.CaptureFixture[str]) -> None:
+    complete(frontend, request_id="logged-1", max_tokens=5)
+    complete(frontend, temperature=-1)
+    httpx.post(f"{frontend.url}/v1/completions", json={"model": MODEL, "prompt": [1], "max_tokens": 2, "stream": True})
+    time.sleep(0.05)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    first, refused, streamed = [line for line in lines if line["event"] == "request"]
+    assert first["request_id"] == "logged-1" and first["model"] == MODEL and first["status"] == 200
+    assert (first["finish_reason"], first["prompt_tokens"], first["output_tokens"]) == ("length", 1, 5)
+    assert first["preemptions"] == 0 and 0 < first["queue_ms"] <= first["ttft_ms"] <= first["e2e_ms"]
+    assert first["tpot_ms"] > 0
+    assert refused["status"] == 400 and refused["param"] == "temperature"
+    assert streamed["status"] == 200 and streamed["output_tokens"] == 2
+
+
+def test_page_is_self_contained(frontend: RunningFrontend) -> None:
+    page = get(frontend, "/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "http://" not in page.text and "https://" not in page.text and "/v1/chat/completions" in page.text
+
+
+def test_openapi_lists_every_endpoint(frontend: RunningFrontend) -> None:
+    document = get(frontend, "/openapi.json").json()
+    assert {
+        "/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/models/{model_id}", "/health", "/ready",
+        "/metrics", "/version", "/tokenize", "/detokenize", "/state", "/server_info", "/",
+    } <= set(document["paths"])  # fmt: skip
+    body = document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["$ref"].rsplit("/", 1)[1] in document["components"]["schemas"]
