@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec import msgpack
+
 from colocate.core.stop import finish_after
 from colocate.messages.client import (
     Abort,
@@ -70,6 +72,11 @@ class _Running:
     first_ns: int = 0
 
 
+def _lose_a_message(channel: ZmqChannel) -> None:
+    """A frame whose sequence number is far ahead: those between seem lost."""
+    channel.socket.send_multipart([(1 << 40).to_bytes(8, "little"), msgpack.encode(Outputs([]))])
+
+
 @dataclass
 class ScriptedEngine:
     """Start with `start`, end with `stop`; `kill` closes the channel without a word."""
@@ -78,6 +85,7 @@ class ScriptedEngine:
     script: Script = field(default_factory=Script)
     submits: list[Submit] = field(default_factory=list)
     aborted: list[RequestId] = field(default_factory=list)
+    skip_a_number: threading.Event = field(default_factory=threading.Event)  # lose one message, as a fault would
     _running: dict[RequestId, _Running] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -102,6 +110,9 @@ class ScriptedEngine:
         try:
             while not self._stop.is_set():
                 waiter.wait(self._next_wait_s())
+                if self.skip_a_number.is_set():
+                    self.skip_a_number.clear()
+                    _lose_a_message(channel)
                 while (message := channel.recv()) is not None:
                     self._handle(channel, message)
                 items = self._due_items()

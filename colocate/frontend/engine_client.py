@@ -30,8 +30,17 @@ _log = structlog.get_logger("colocate.frontend")
 class EngineClient:
     """Lives on the event loop. Owns the channel and the table of requests in flight."""
 
-    def __init__(self, open_channel: OpenChannel, incarnation: int, max_in_flight: int, lost_limit_s: float) -> None:
+    def __init__(
+        self,
+        open_channel: OpenChannel,
+        on_broken: Callable[[str], None],
+        incarnation: int,
+        max_in_flight: int,
+        lost_limit_s: float,
+    ) -> None:
+        """`on_broken` is told the cause when messages of the engine are missing: it must be replaced."""
         self._open_channel = open_channel
+        self._on_broken = on_broken
         self._channel: Channel | None = None
         self._ids = iter(range(incarnation << 40, (incarnation + 1) << 40))
         self._queries = iter(range(1, 1 << 62))
@@ -95,11 +104,9 @@ class EngineClient:
     def connect(self, address: str) -> None:
         """An engine listens at `address`, the first or a successor: connect and say again what is in flight."""
         self.close_channel()
-        if self._lost_timer is not None:
-            self._lost_timer.cancel()
-            self._lost_timer = None
         self._outbox.clear()
         self._channel = self._open_channel(address)
+        self.found()
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._drain)
         for choice in self._in_flight.values():
             submit = structs.replace(choice.submit, output_token_ids=list(choice.output_token_ids), resubmitted=True)
@@ -114,7 +121,14 @@ class EngineClient:
             loop = asyncio.get_running_loop()
             self._lost_timer = loop.call_later(self._lost_limit_s, self._give_up)
 
+    def found(self) -> None:
+        """The engine is there, as far as the supervisor sees."""
+        if self._lost_timer is not None and self._channel is not None:
+            self._lost_timer.cancel()
+            self._lost_timer = None
+
     def _give_up(self) -> None:
+        self._lost_timer = None
         error = RequestError("the engine was lost", status=503, type="service_unavailable_error", code="engine_lost")
         self.fail_all(error)
 
@@ -179,6 +193,7 @@ class EngineClient:
         _log.error("engine channel broken", cause=cause)
         self.close_channel()
         self.lost()
+        self._on_broken(cause)
 
     def _drain(self) -> None:
         """Read until nothing is left, because the descriptor is edge-triggered; but let others have their turn."""

@@ -31,6 +31,7 @@ from colocate.frontend.text_workers import TextWorkers
 from colocate.frontend.tokenizer import load_tokenizer
 from colocate.frontend.vllm_metrics import VllmCollector
 from colocate.messages.control import (
+    ChannelBroken,
     ChildReady,
     Drain,
     Drained,
@@ -117,7 +118,9 @@ class Frontend:
         measures = RequestMeasures()
         # The engine bounds its own queue; this bounds what waits here while there is no engine.
         max_in_flight = 512 + 2 * (config.scheduler.max_queue + config.scheduler.max_num_seqs)
-        self._client = EngineClient(open_channel, spec.incarnation, max_in_flight, config.supervisor.start_timeout_s)
+        self._client = EngineClient(
+            open_channel, self._engine_broken, spec.incarnation, max_in_flight, config.supervisor.start_timeout_s
+        )
         calls = GenerateCalls(
             reader=reader,
             client=self._client,
@@ -207,6 +210,11 @@ class Frontend:
         engine = self._status.process(Role.ENGINE)
         if engine is not None and engine.state == "lost":
             self._client.lost()
+        elif engine is not None and engine.state == "ready":
+            self._client.found()
+
+    def _engine_broken(self, cause: str) -> None:
+        self._control.send(ChannelBroken(Role.ENGINE, cause))
 
     def _drain(self, deadline_s: float) -> None:
         self._status.drain(deadline_s)

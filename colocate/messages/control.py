@@ -40,7 +40,7 @@ class PoisonFailed(Struct, frozen=True, tag=True):
 
 
 class ChannelBroken(Struct, frozen=True, tag=True):
-    """Engine -> supervisor: messages of this peer are missing, so nothing it says can be trusted: replace it."""
+    """Engine, frontend -> supervisor: messages of this peer are missing, so nothing it says can be trusted: replace it."""
 
     role: Role
     reason: str

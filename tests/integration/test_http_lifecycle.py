@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from colocate.config.serve import HttpSection
 from colocate.messages.control import ChannelBroken, Drain, Drained
+from colocate.types import Role
 from tests.byte_tokenizer import write_model_dir
 from tests.frontend_harness import MODEL, RunningFrontend, process_table, start_frontend, wait_until
 from tests.scripted_engine import ALPHABET, Script
@@ -101,7 +102,7 @@ class TestReadiness:
         assert complete(frontend).status_code == 200
 
     def test_messages_for_others_are_harmless(self, frontend: RunningFrontend) -> None:
-        frontend.control.send(ChannelBroken("decode", "x"))  # type: ignore[arg-type]
+        frontend.control.send(ChannelBroken(Role.DECODE, "x"))
         assert complete(frontend).status_code == 200
 
 
@@ -181,6 +182,17 @@ class TestLostEngine:
             await asyncio.to_thread(frontend.replace_engine)
             rest = [line async for line in lines]
         assert rest[-2] == "data: [DONE]"
+
+    async def test_missing_messages_are_reported_and_survived(self, frontend: RunningFrontend) -> None:
+        frontend.script.token_gap_s, frontend.script.hold_after = 0.002, 10
+        stream = asyncio.create_task(stream_text(frontend, max_tokens=25))
+        await asyncio.to_thread(wait_until, lambda: frontend.engine.num_running == 1)
+        await asyncio.sleep(0.1)
+        frontend.engine.skip_a_number.set()
+        broken = await asyncio.to_thread(frontend.wait_for, ChannelBroken)
+        assert isinstance(broken, ChannelBroken) and broken.role is Role.ENGINE
+        await asyncio.to_thread(frontend.replace_engine, Script())
+        assert (await stream)[0] == expected(25)
 
     async def test_it_stays_away(self, tmp_path: Path) -> None:
         frontend = start_frontend(write_model_dir(tmp_path), HTTP, start_timeout_s=0.5)
