@@ -8,6 +8,8 @@ from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 import torch
 from torch import Tensor
 
+from colocate.model.native import load_kernels
+
 
 class LayerPointers(Structure):
     """`LayerPointers` of native/cpu/decode.h; 0 stands for a tensor that the model does not have."""
@@ -60,6 +62,19 @@ class DecodeBatch(Structure):
         ("max_context_len", c_int64),
         ("rows_are_related", c_int64),
     )
+
+
+_HEAD_VECTORS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # the cases of attend_chunk in native/cpu/attention.h
+
+
+def kernels_for(head_dim: int) -> NativeKernels | None:
+    """The kernels, or None where this machine has none or their vectors do not fit heads of this size."""
+    library = load_kernels()
+    if library is None:
+        return None
+    kernels = NativeKernels(library)
+    fits = head_dim % kernels.lanes == 0 and head_dim // kernels.lanes in _HEAD_VECTORS
+    return kernels if fits else None
 
 
 class NativeKernels:

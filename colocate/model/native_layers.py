@@ -17,11 +17,7 @@ from colocate.model.attention.seam import DecodeRows, PrefillRows
 from colocate.model.config import ModelConfig
 from colocate.model.kv import KVPool
 from colocate.model.llama import LayerWeights, Packed, all_layer_weights
-from colocate.model.native import load_kernels
-from colocate.model.native_kernels import DecodeBatch, DecoderShape, LayerPointers, NativeKernels
-
-_MAX_HEAD_DIM = 256  # MAX_HEAD_DIM of native/cpu/attention.h
-
+from colocate.model.native_kernels import DecodeBatch, DecoderShape, LayerPointers, NativeKernels, kernels_for
 
 # Above this many rows torch's product is as fast (benchmarks/cpu_model.py, "rows").
 _MAX_DECODE_ROWS = 64
@@ -31,22 +27,14 @@ def native_layers_for(
     config: ModelConfig, weights: dict[str, Tensor], pool: KVPool, deterministic: bool
 ) -> NativeLayers | None:
     """The native path of this model, or None where the machine or the model's shape has none."""
-    library = load_kernels()
-    if library is None:
-        return None
-    kernels = NativeKernels(library)
-    if not supports(kernels, config):
+    kernels = kernels_for(config.head_dim)
+    if kernels is None:
         return None
     lm_head = weights.get("lm_head", weights["embed"])
     layers = all_layer_weights(config, weights)
     return NativeLayers(
         kernels, config, layers, weights["norm"], lm_head, pool, _MAX_DECODE_ROWS, takes_prefill=deterministic
     )
-
-
-def supports(kernels: NativeKernels, config: ModelConfig) -> bool:
-    """Whether the kernels' vectors fit this model's heads."""
-    return config.head_dim % kernels.lanes == 0 and config.head_dim <= _MAX_HEAD_DIM
 
 
 def decoder_shape(config: ModelConfig, block_size: int) -> DecoderShape:

@@ -10,6 +10,7 @@
 #include "simd.h"
 
 constexpr int CHUNK = 512;
+constexpr int AHEAD = 1;  // tiles by which prefetching runs ahead of the one under way
 constexpr int MAX_HEAD_DIM = 256;
 constexpr int MAX_VECS = MAX_HEAD_DIM / LANES;
 
@@ -51,69 +52,119 @@ INLINE void merge(Partial& into, const Partial& later, int vecs) {
     into.peak = peak;
 }
 
-// Attention of `group` query heads of one row (q [group, head_dim], `q_stride` apart) to one chunk of one KV head.
+// The keys (or values) of one tile as LANES rows `head_dim` apart: in place where the tile lies inside one block, else
+// copied to `buffer`. Places outside first .. last - 1 show a key that is seen; their scores are masked.
 template <class S>
-INLINE void attend_chunk(
+INLINE const S* tile_rows(
+    const PoolLayer<S>& pool, const S* side, const int64_t* table, int64_t head, int64_t tile, int64_t first, int64_t last,
+    S* buffer
+) {
+    if (pool.block_size % LANES == 0)
+        return side + pool.offset(table[tile / pool.block_size], head, tile % pool.block_size);
+    for (int j = 0; j < LANES; j++) {
+        int64_t p = std::min(std::max(tile + j, first), last - 1);
+        memcpy(buffer + j * pool.head_dim, side + pool.offset(table[p / pool.block_size], head, p % pool.block_size),
+               pool.head_dim * sizeof(S));
+    }
+    return buffer;
+}
+
+// One tile for one query head: scores, running softmax, weighted values. VECS is head_dim / LANES.
+template <int VECS, class S>
+INLINE void attend_tile(const float* q, const S* keys, const S* values, ivec visible, float scale, Partial& part) {
+    constexpr int DIM = VECS * LANES;
+    vec acc[LANES];
+    UNROLL for (int j = 0; j < LANES; j++) acc[j] = vec{};
+    UNROLL for (int d = 0; d < VECS; d++) {
+        vec a = load(q + d * LANES);
+        UNROLL for (int j = 0; j < LANES; j++) acc[j] = madd(a, load(keys + j * DIM + d * LANES), acc[j]);
+    }
+    vec scores = sums<LANES>(acc) * scale;
+    scores = visible ? scores : splat(-INFINITY);
+    float highest = largest(scores);
+    if (highest > part.peak) {
+        float shrink = part.peak == -INFINITY ? 0.0f : exponential(splat(part.peak - highest))[0];
+        part.total *= shrink;
+        UNROLL for (int d = 0; d < VECS; d++) part.value[d] *= shrink;
+        part.peak = highest;
+    }
+    vec p = exponential(scores - part.peak);
+    p = visible ? p : vec{};
+    part.total += sum(p);
+    alignas(64) float weight[LANES];
+    store(weight, p);
+    constexpr int STEP = VECS % 4 == 0 ? 4 : VECS % 2 == 0 ? 2 : 1;
+    for (int d = 0; d < VECS; d += STEP) {
+        vec even[STEP], odd[STEP];
+        UNROLL for (int i = 0; i < STEP; i++) even[i] = part.value[d + i], odd[i] = vec{};
+        UNROLL for (int j = 0; j < LANES; j += 2) {
+            vec a = splat(weight[j]), b = splat(weight[j + 1]);
+            UNROLL for (int i = 0; i < STEP; i++) {
+                even[i] = madd(a, load(values + j * DIM + (d + i) * LANES), even[i]);
+                odd[i] = madd(b, load(values + (j + 1) * DIM + (d + i) * LANES), odd[i]);
+            }
+        }
+        UNROLL for (int i = 0; i < STEP; i++) part.value[d + i] = even[i] + odd[i];
+    }
+}
+
+// Into the second-level cache: a tile is a page, where the hardware prefetcher starts anew. Measured on a Zen 4 core at
+// head_dim 64: 8 GB/s of keys and values without, 8 when prefetched to the first level, 15 to 20 like this.
+template <class S>
+INLINE void prefetch_rows(const S* rows, int64_t count) {
+    for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(S)) __builtin_prefetch(rows + i, 0, 2);
+}
+
+template <int VECS, class S>
+void attend_chunk_of(
     const PoolLayer<S>& pool, const int64_t* table, int64_t head, int64_t context_len, int64_t chunk, const float* q,
     int64_t q_stride, int group, float scale, Partial* partials
 ) {
-    const int vecs = pool.head_dim / LANES;
-    for (int g = 0; g < group; g++) reset(partials[g], vecs);
+    for (int g = 0; g < group; g++) reset(partials[g], VECS);
     const int64_t first = std::max(chunk * CHUNK, pool.first_seen(context_len));
     const int64_t last = std::min((chunk + 1) * CHUNK, context_len);
-    int64_t offsets[LANES], next[LANES];
-    auto locate = [&](int64_t tile, int64_t* out) {
-        int64_t position = std::max(tile, first);
-        for (int j = 0; j < LANES; j++) {  // places outside first .. last - 1 read a key that is seen, and are masked
-            int64_t p = std::min(std::max(tile + j, position), last - 1);
-            out[j] = pool.offset(table[p / pool.block_size], head, p % pool.block_size);
-        }
-    };
-    int64_t tile = first / LANES * LANES;
-    if (tile < last) locate(tile, next);
+    S key_buffer[LANES * VECS * LANES], value_buffer[LANES * VECS * LANES];
+    const bool in_place = pool.block_size % LANES == 0;
     ivec lane;
     for (int j = 0; j < LANES; j++) lane[j] = j;
-    for (; tile < last; tile += LANES) {
-        memcpy(offsets, next, sizeof offsets);
-        if (tile + LANES < last) locate(tile + LANES, next);
-        for (int g = 0; g < group; g++) {
-            Partial& part = partials[g];
-            vec acc[LANES];
-            UNROLL for (int j = 0; j < LANES; j++) acc[j] = vec{};
-            for (int d = 0; d < vecs; d++) {
-                vec a = load(q + g * q_stride + d * LANES);
-                UNROLL for (int j = 0; j < LANES; j++) {
-                    acc[j] = madd(a, load(pool.keys + offsets[j] + d * LANES), acc[j]);
-                    if (g == 0) __builtin_prefetch(pool.values + offsets[j] + d * LANES);
-                }
-            }
-            vec scores = sums<LANES>(acc) * scale;
-            ivec position = lane + (int32_t)tile;
-            scores = ((position >= (int32_t)first) & (position < (int32_t)last)) ? scores : splat(-INFINITY);
-            float peak = std::max(part.peak, largest(scores));
-            vec p = exponential(scores - peak);
-            p = ((position >= (int32_t)first) & (position < (int32_t)last)) ? p : vec{};
-            if (peak > part.peak) {
-                float shrink = part.peak == -INFINITY ? 0.0f : exponential(splat(part.peak - peak))[0];
-                part.total *= shrink;
-                for (int d = 0; d < vecs; d++) part.value[d] *= shrink;
-                part.peak = peak;
-            }
-            part.total += sum(p);
-            for (int d = 0; d < vecs; d++) {
-                vec even = part.value[d], odd = vec{};
-                UNROLL for (int j = 0; j < LANES; j += 2) {
-                    even = madd(splat(p[j]), load(pool.values + offsets[j] + d * LANES), even);
-                    odd = madd(splat(p[j + 1]), load(pool.values + offsets[j + 1] + d * LANES), odd);
-                    if (g == 0) {
-                        __builtin_prefetch(pool.keys + next[j] + d * LANES);
-                        __builtin_prefetch(pool.keys + next[j + 1] + d * LANES);
-                    }
-                }
-                part.value[d] = even + odd;
-            }
+    for (int64_t tile = first / LANES * LANES; tile < last; tile += LANES) {
+        const S* keys = tile_rows(pool, pool.keys, table, head, tile, first, last, key_buffer);
+        const S* values = tile_rows(pool, pool.values, table, head, tile, first, last, value_buffer);
+        if (in_place && tile + AHEAD * LANES < last) {
+            int64_t later = tile + AHEAD * LANES;
+            int64_t at = pool.offset(table[later / pool.block_size], head, later % pool.block_size);
+            prefetch_rows(pool.keys + at, LANES * VECS * LANES);
+            prefetch_rows(pool.values + at, LANES * VECS * LANES);
         }
+        ivec position = lane + (int32_t)tile;
+        ivec visible = (position >= (int32_t)first) & (position < (int32_t)last);
+        for (int g = 0; g < group; g++)
+            attend_tile<VECS>(q + g * q_stride, keys, values, visible, scale, partials[g]);
     }
+}
+
+// Attention of `group` query heads of one row (q [group, head_dim], `q_stride` apart) to one chunk of one KV head.
+template <class S>
+void attend_chunk(
+    const PoolLayer<S>& pool, const int64_t* table, int64_t head, int64_t context_len, int64_t chunk, const float* q,
+    int64_t q_stride, int group, float scale, Partial* partials
+) {
+#define WITH(VECS) attend_chunk_of<VECS>(pool, table, head, context_len, chunk, q, q_stride, group, scale, partials)
+    switch (pool.head_dim / LANES) {
+        case 1: return WITH(1);
+        case 2: return WITH(2);
+        case 3: return WITH(3);
+        case 4: return WITH(4);
+        case 5: return WITH(5);
+        case 6: return WITH(6);
+        case 7: return WITH(7);
+        case 8: return WITH(8);
+        case 10: return WITH(10);
+        case 12: return WITH(12);
+        case 16: return WITH(16);
+        default: __builtin_trap();  // model/native_layers.py lets only these through
+    }
+#undef WITH
 }
 
 INLINE void emit(const Partial& part, float* out, int vecs) {
