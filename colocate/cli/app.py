@@ -15,8 +15,10 @@ from colocate.config.load import load_config
 app = typer.Typer(
     name="colocate",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
     help="Serve a language model with prefill and decode in two processes on one device, each on its own share of it.",
 )
 
@@ -24,8 +26,9 @@ ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="A Hugging Face directory, a hub id such as org/name, or `demo`, the model inside this package.",
-        show_default="demo",
+        help="A Hugging Face directory, a hub id such as org/name, or demo, the model inside this package. "
+        "[dim](default demo)[/]",
+        show_default=False,
     ),
 ]
 ConfigOption = Annotated[

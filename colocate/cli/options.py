@@ -21,10 +21,14 @@ LOG_PANEL = "Logs"
 HELP: dict[str, tuple[str, str, str]] = {
     "served_model_name": (MODEL_PANEL, "NAME", "Name clients use; may be repeated. Default: the model's own name."),
     "revision": (MODEL_PANEL, "REV", "Branch, tag or commit of a hub model."),
-    "dtype": (MODEL_PANEL, "TYPE", "Type of weights and KV: auto, float32, bfloat16. auto keeps what is fast here."),
+    "dtype": (
+        MODEL_PANEL,
+        "TYPE",
+        "Weights and KV: float32, bfloat16, or auto: the checkpoint's own if it is fast here.",
+    ),
     "max_model_len": (MODEL_PANEL, "N", "Longest prompt plus output, in tokens. Default: the model's own limit."),
     "deterministic": (MODEL_PANEL, "", "Same tokens whatever the batch, plan or worker; somewhat slower."),
-    "seed": (MODEL_PANEL, "N", "Seed of the emulated device's noise."),
+    "seed": (MODEL_PANEL, "N", "Emulated device: shifts the seed of its noise."),
     "device": (DEVICE_PANEL, "KIND", "auto, cpu, cuda or emulated."),
     "units": (DEVICE_PANEL, "N", "Cores to use (emulated: units of the device). Default: all that are usable."),
     "plan": (DEVICE_PANEL, "PLAN", "elastic, static:PLAN, or the name of a plan such as p1d1 or shared."),
@@ -61,8 +65,8 @@ HELP: dict[str, tuple[str, str, str]] = {
     "log_format": (LOG_PANEL, "FORMAT", "console, json, or auto: console on a terminal."),
     "event_log": (LOG_PANEL, "DIR", "Record every event and command of the engine there, for `colocate replay`."),
 }
-# Shorter spellings of options that are repeated.
-_ALSO: dict[str, tuple[str, ...]] = {"faults": ("--fault",)}
+# Shorter spellings of flags that are often typed.
+_ALSO: dict[str, tuple[str, ...]] = {"faults": ("--fault",), "drain_timeout_s": ("--drain-timeout",)}
 
 SERVE_OPTIONS = tuple(HELP)
 # What `colocate generate` needs of them: no HTTP.
@@ -93,12 +97,13 @@ def _parameter(setting: Setting) -> inspect.Parameter:
     spellings = (*_ALSO.get(setting.name, ()), setting.flag)
     if setting.kind is bool:
         spellings = (f"{setting.flag}/--no-{setting.flag[2:]}",)
+        metavar = " "
     option = typer.Option(
         *spellings,
-        help=text,
+        help=text + (f" [dim](default {setting.default_text})[/]" if setting.default_text else ""),
         metavar=metavar or None,
         rich_help_panel=panel,
-        show_default=setting.default_text or False,
+        show_default=False,
     )
     kind: Any = bool | None if setting.kind is bool else (list[str] | None if setting.is_list else str | None)
     return inspect.Parameter(

@@ -42,6 +42,8 @@ def run_oneshot(spec: ProcessSpec, control: ControlChannel, board: Board) -> Non
 
 
 def _encode(prompt: OneShot, tokenizer: TextTokenizer, files: TokenizerFiles) -> list[TokenId]:
+    if not prompt.text:
+        raise ConfigError("prompt", "is empty", "give some text")
     if prompt.raw or files.chat_template is None:
         return tokenizer.encode([prompt.text], add_special_tokens=True)[0]
     template = ChatTemplate(files.chat_template, files.special_tokens)
@@ -52,8 +54,6 @@ def _encode(prompt: OneShot, tokenizer: TextTokenizer, files: TokenizerFiles) ->
 
 def _check_length(prompt_token_ids: list[TokenId], spec: ProcessSpec) -> None:
     limit = spec.facts.max_model_len
-    if not prompt_token_ids:
-        raise ConfigError("prompt", "is empty", "give some text")
     if len(prompt_token_ids) >= limit:
         raise ConfigError("prompt", f"has {len(prompt_token_ids)} tokens, max_model_len is {limit}", "shorten it")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec import structs
+
 from colocate.device.emulated.faults import FaultInjector, parse_fault, poison_tokens
 from colocate.device.emulated.partition import EmulatedPartition
 from colocate.device.emulated.profile import load_profile
@@ -26,6 +28,10 @@ class EmulatedDevice:
         self._faults = FaultInjector(faults, spec.role, spec.incarnation, send_junk)
         self._poison = poison_tokens(fault for fault in faults if fault.role in (None, Role.DECODE))
         profile = load_profile(Path(section.profile)) if section.profile else None
+        if profile is not None:
+            # `--seed` shifts the profile's own, so that runs of one profile can differ and still be repeated.
+            noise = structs.replace(profile.noise, seed=profile.noise.seed + spec.config.model.seed)
+            profile = structs.replace(profile, noise=noise)
         eos_probability = profile.eos_probability if profile else 0.0
         self._draw = TokenDraw(spec.facts.vocab_size, eos_probability, poison_tokens(faults))
         peer = Role.DECODE if spec.role is Role.PREFILL else Role.PREFILL
