@@ -23,7 +23,7 @@ from colocate.frontend.engine_client import EngineClient
 from colocate.frontend.errors import error_response
 from colocate.frontend.gate import Gate
 from colocate.frontend.generate_calls import GenerateCalls
-from colocate.frontend.openapi import describe_api, documented
+from colocate.frontend.openapi import MODEL_ID_PARAMETER, Served, describe_api, documented
 from colocate.frontend.parameters import parse_request
 from colocate.frontend.prompts import PromptReader
 from colocate.frontend.schemas import (
@@ -155,7 +155,8 @@ def build_app(api: Api) -> FastAPI:
         ("/v1/models/{model_id:path}", api.model, "One model"),
     ]
     for path, handler, summary in get:
-        app.add_api_route(path, handler, methods=["GET"], summary=summary, response_class=Response)
+        extra = MODEL_ID_PARAMETER if "model_id" in path else None
+        app.add_api_route(path, handler, methods=["GET"], summary=summary, response_class=Response, openapi_extra=extra)
     post: list[tuple[str, Any, type[BaseModel], str]] = [
         ("/v1/completions", calls.completions, CompletionRequest, "Continue text"),
         ("/v1/chat/completions", calls.chat_completions, ChatCompletionRequest, "Answer a chat"),
@@ -167,7 +168,8 @@ def build_app(api: Api) -> FastAPI:
         app.add_api_route(
             path, handler, methods=["POST"], summary=summary, response_class=Response, openapi_extra=extra
         )
-    describe_api(app, [entry[2] for entry in post], calls.model_names, keyed=bool(api.config.http.api_key))
+    served = Served(calls.model_names, api.facts.max_model_len, keyed=bool(api.config.http.api_key))
+    describe_api(app, [entry[2] for entry in post], served)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Gate, api_keys=api.config.http.api_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -50,37 +51,63 @@ _SUCCESS_TYPES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    model_names: tuple[str, ...]
+    max_model_len: int
+    keyed: bool
+
+
+# Starlette's path convertor keeps the framework from finding this parameter by itself.
+MODEL_ID_PARAMETER = {
+    "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+}
+
+
 def documented(model: type[BaseModel]) -> dict[str, Any]:
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def describe_api(app: FastAPI, models: list[type[BaseModel]], model_names: tuple[str, ...], keyed: bool) -> None:
+def describe_api(app: FastAPI, models: list[type[BaseModel]], served: Served) -> None:
     """Makes `app.openapi` answer the whole document; it is built at the first call."""
 
     def build() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, models, model_names, keyed)
+            app.openapi_schema = _document(app, models, served)
         return app.openapi_schema
 
     app.openapi = build  # type: ignore[method-assign]
 
 
-def _document(app: FastAPI, models: list[type[BaseModel]], model_names: tuple[str, ...], keyed: bool) -> dict[str, Any]:
+def _document(app: FastAPI, models: list[type[BaseModel]], served: Served) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
     schemas["Error"] = ERROR_SCHEMA
     for model in models:
-        schemas[model.__name__]["properties"]["model"] = {"type": "string", "enum": list(model_names)}
+        _say_what_is_served(schemas[model.__name__], served)
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"] = _responses(path)
-    if keyed:
+    if served.keyed:
         document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"bearer": []}]
     return document
+
+
+def _say_what_is_served(schema: dict[str, Any], served: Served) -> None:
+    """Names and limits that are known only now."""
+    properties = schema["properties"]
+    names: dict[str, Any] = {"type": "string", "enum": list(served.model_names)}
+    properties["model"] = names if "model" in schema.get("required", ()) else {"anyOf": [names, {"type": "null"}]}
+    for field in ("max_tokens", "max_completion_tokens", "min_tokens"):
+        if field in properties:
+            properties[field]["anyOf"][0]["maximum"] = served.max_model_len
+            properties[field]["anyOf"][0].pop("exclusiveMaximum", None)
+    if "logit_bias" in properties:
+        properties["logit_bias"]["anyOf"][0]["propertyNames"] = {"pattern": "^[0-9]{1,11}$"}
 
 
 def _responses(path: str) -> dict[str, Any]:
