@@ -235,7 +235,7 @@ def test_deterministic_kv_and_tokens_are_the_same_bits_however_they_were_compute
     tokens = [*prompt, *row.output_token_ids]
     expected = kv_of(harness, blocks, 81)
 
-    for count in (1, 2, 4):
+    for count in (1, 2, 3):
         torch.set_num_threads(count)
         chunked = harness.allocate(100)
         harness.prompt(1, tokens[:81], chunked, chunk=7 * count)  # what decode wrote above, prefill writes here
@@ -275,7 +275,7 @@ def test_a_step_of_many_rows_equals_torch(checkpoint: Path) -> None:
     many = harness.generate(prompts, 4)
     alone = [harness.generate([prompt], 4)[0] for prompt in prompts]
     assert many == alone
-    torch.set_num_threads(4)
+    torch.set_num_threads(2)
     long = torch.randint(0, 259, (900,), generator=torch.Generator().manual_seed(2)).tolist()
     shared_out = harness.generate([long], 8)
     torch.set_num_threads(1)
