@@ -17,6 +17,7 @@ from colocate.errors import ConfigError
 from colocate.messages.spec import ProcessSpec
 from colocate.model.config import load_model_config
 from colocate.model.layout import KVLayout
+from colocate.model.native import prepare_kernels
 from colocate.transport.board import Board
 from colocate.types import Role
 from colocate.worker.attach import attach
@@ -34,6 +35,7 @@ class CpuDevice:
         self._announce = announce
         self._config = load_model_config(Path(spec.facts.model_dir))
         self._partition = CpuPartition(spec.facts.unit_ids)
+        announce("kernels", prepare_kernels())
         announce("attach", "weights and KV")
         self._memory = attach(spec)
 
