@@ -97,7 +97,9 @@ class LlamaModel:
         attention: Attention,
         linear: Linear,
         fused: FusedLayers | None = None,
+        hidden_dtype: torch.dtype | None = None,
     ) -> None:
+        """`hidden_dtype` is that of the hidden states between layers; by default the weights' own."""
         self.config = config
         self._fused = fused
         self._attention = attention
@@ -107,10 +109,11 @@ class LlamaModel:
         self._lm_head = weights.get("lm_head", self._embed)
         self._layers = all_layer_weights(config, weights)
         self._scratch = Scratch(self._embed.dtype)
+        self._hidden_dtype = hidden_dtype or self._embed.dtype
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids int64 [tokens] -> hidden states [tokens, hidden_size], owned by the caller."""
-        return self._embed.index_select(0, token_ids)
+        return self._embed.index_select(0, token_ids).to(self._hidden_dtype)
 
     def run_layers(self, hidden: Tensor, start: int, stop: int, packed: Packed) -> None:
         """Layers start .. stop - 1, in place on `hidden`; writes the KV of the packed tokens in those layers."""

@@ -44,7 +44,10 @@ class _Mapped:
         attention = attention_for(config, pool, deterministic, thread_counts)
         tensors = map_weights(WeightLayout.of(config, facts.dtype), weights)
         fused = native_layers_for(config, tensors, pool, deterministic)
-        self.model = LlamaModel(config, tensors, attention, linear_for(tensors, deterministic, thread_counts), fused)
+        linear = linear_for(tensors, deterministic, thread_counts)
+        # The native layers compute in float32. Rounding between calls would make the result depend on the slicing.
+        hidden_dtype = torch.float32 if deterministic and fused is not None else None
+        self.model = LlamaModel(config, tensors, attention, linear, fused, hidden_dtype)
         self.rotary = RotaryTable(config.rope, config.head_dim, facts.max_model_len, TORCH_DTYPES[facts.dtype])
         self.sampler = Sampler(config.vocab_size)
 
