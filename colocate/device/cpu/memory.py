@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from colocate.config.sizes import format_size
 from colocate.errors import ConfigError
 
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -40,8 +41,13 @@ class Segment:
 def create_segment(name: str, num_bytes: int) -> Segment:
     """A segment whose pages exist: memory that is not there is missed now and not in the middle of a request.
 
-    The size is sealed, so no process can make another one fault by shrinking it. Raises ConfigError.
+    The size is sealed, so no process can make another one fault by shrinking it. Raises ConfigError, before any page
+    is taken where they are not there: the kernel would give out the last one and then kill somebody.
     """
+    available = available_bytes()
+    if num_bytes > available:
+        problem = f"{format_size(num_bytes)} for {name} do not fit into {format_size(available)} of available memory"
+        raise ConfigError("memory", problem, "free memory, or lower --kv-memory")
     fd = os.memfd_create(f"colocate-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         if num_bytes:
