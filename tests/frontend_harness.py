@@ -108,6 +108,8 @@ def start_frontend(
         facts=facts_for(model_dir, max_model_len),
         control_fd=-1,
         board_fd=-1,
+        bell_fds=(),
+        bell_fds=(),
         engine_address=engine.address,
         listen_fd=listener.detach(),
     )

@@ -44,6 +44,7 @@ class AnswerContext:
     return_token_ids: bool
     include_usage: bool
     tokenizer: TextTokenizer
+    hidden_ids: frozenset[TokenId]  # special tokens that are not in the text: they take no room in offsets
 
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": self.answer_id, "object": kind, "created": self.created_s, "model": self.model}
@@ -144,7 +145,8 @@ class CompletionAnswer:
             token_logprobs.append(scored.logprob)
             top_logprobs.append(None if scored.logprob is None else _top_by_text(scored, text, self.context.tokenizer))
             text_offset.append(offset)
-            offset += len(text)
+            if scored.token_id not in self.context.hidden_ids:
+                offset += len(text)
         self._offsets[update.index] = offset
         return {
             "tokens": tokens,

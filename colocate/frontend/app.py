@@ -24,7 +24,6 @@ from colocate.frontend.errors import error_response
 from colocate.frontend.gate import Gate
 from colocate.frontend.generate_calls import GenerateCalls
 from colocate.frontend.openapi import MODEL_ID_PARAMETER, Served, describe_api, documented
-from colocate.frontend.parameters import parse_request
 from colocate.frontend.prompts import PromptReader
 from colocate.frontend.schemas import (
     ChatCompletionRequest,
@@ -109,8 +108,11 @@ class Api:
         state = await self.client.query_state(STATE_TIMEOUT_S) or self.client.state
         return json_response(server_info(self.status, self.facts, self.config, state))
 
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(request, self.config.http.max_body_bytes)
+
     async def tokenize(self, request: Request) -> Response:
-        parsed = parse_request(await read_body(request, self.config.http.max_body_bytes), TokenizeRequest)
+        parsed = await self.reader.parse(await self._body(request), TokenizeRequest)
         if parsed.model is not None:
             self.calls.check_model(parsed.model)
         if (parsed.prompt is None) == (parsed.messages is None):
@@ -133,7 +135,7 @@ class Api:
         return json_response(answer)
 
     async def detokenize(self, request: Request) -> Response:
-        parsed = parse_request(await read_body(request, self.config.http.max_body_bytes), DetokenizeRequest)
+        parsed = await self.reader.parse(await self._body(request), DetokenizeRequest)
         if parsed.model is not None:
             self.calls.check_model(parsed.model)
         text = await self.reader.decode(parsed.tokens, parsed.skip_special_tokens)

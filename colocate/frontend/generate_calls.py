@@ -21,7 +21,6 @@ from colocate.frontend.generation import Choice, Generation, TextOptions
 from colocate.frontend.measures import RequestMeasures
 from colocate.frontend.parameters import (
     check_fields,
-    parse_request,
     resolve_max_tokens,
     sampling_params,
     stop_strings,
@@ -70,7 +69,7 @@ class GenerateCalls:
         return await (delivery.stream() if stream else delivery.whole())
 
     async def _completions(self, request: Request, body: bytes, arrival_ns: int) -> tuple[Delivery, bool]:
-        parsed = parse_request(body, CompletionRequest)
+        parsed = await self.reader.parse(body, CompletionRequest)
         self.check_model(parsed.model)
         check_fields(parsed, self.reader.tokenizer.vocab_size)
         self._check_num_choices(len(parsed.prompt), parsed.n or 1)
@@ -80,7 +79,7 @@ class GenerateCalls:
         return delivery, bool(parsed.stream)
 
     async def _chat(self, request: Request, body: bytes, arrival_ns: int) -> tuple[Delivery, bool]:
-        parsed = parse_request(body, ChatCompletionRequest)
+        parsed = await self.reader.parse(body, ChatCompletionRequest)
         self.check_model(parsed.model)
         check_fields(parsed, self.reader.tokenizer.vocab_size)
         self._check_num_choices(1, parsed.n or 1)
@@ -123,6 +122,7 @@ class GenerateCalls:
             return_token_ids=bool(parsed.return_token_ids),
             include_usage=include_usage,
             tokenizer=self.reader.tokenizer,
+            hidden_ids=self.reader.tokenizer.special_ids if parsed.skip_special_tokens else frozenset(),
         )
         answer: Answer = ChatAnswer(context) if chat else CompletionAnswer(context)
         return Delivery(
@@ -167,6 +167,11 @@ class GenerateCalls:
                 detokenizer = self.reader.tokenizer.detokenizer(parsed.skip_special_tokens)
                 choice = Choice(generation, len(generation.choices), submit, detokenizer, options)
                 if echo:
-                    choice.echo(self.reader.tokenizer.decode(prompt.token_ids) if prompt.text is None else prompt.text)
+                    choice.echo(self._text_of(prompt, parsed.skip_special_tokens))
                 generation.add(choice)
         return generation
+
+    def _text_of(self, prompt: Prompt, skip_special_tokens: bool) -> str:
+        if prompt.text is not None:
+            return prompt.text
+        return self.reader.tokenizer.decode(prompt.token_ids, skip_special_tokens)

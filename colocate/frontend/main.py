@@ -71,9 +71,9 @@ def run_frontend(
     if threading.current_thread() is threading.main_thread():
         # Ctrl-C reaches the whole process group; how to stop is the supervisor's to say
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        gc.collect()
+        gc.freeze()  # what lives from here on is small: collections stay short
     frontend = Frontend(spec, control, board, reader, open_channel, started_s)
-    gc.collect()
-    gc.freeze()  # what lives from here on is small: collections stay short
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(frontend.run())

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from colocate.errors import RequestError
 from colocate.frontend.chat_template import ChatTemplate
-from colocate.frontend.parameters import check_token_id
+from colocate.frontend.parameters import check_token_id, parse_request
 from colocate.frontend.schemas import ChatMessage, Prompts
 from colocate.frontend.text_workers import TextWorkers
 from colocate.frontend.tokenizer import TextTokenizer, TokenizerFiles
 from colocate.types import TokenId
+
+# Parsing and checking a body of this size takes about as long as a turn of the event loop may.
+LARGE_BODY_BYTES = 64 * 1024
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,12 @@ class PromptReader:
         if files.chat_template is not None:
             self._template = ChatTemplate(files.chat_template, files.special_tokens)
 
+    async def parse(self, body: bytes, model: type[M]) -> M:
+        """`parse_request`, off the event loop where the body is large."""
+        if len(body) <= LARGE_BODY_BYTES:
+            return parse_request(body, model)
+        return await self._workers.run(lambda: parse_request(body, model), "body")
+
     async def completion(self, prompts: Prompts, add_special_tokens: bool) -> list[Prompt]:
         params = ["prompt"] if len(prompts) == 1 else [f"prompt[{index}]" for index in range(len(prompts))]
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -42,6 +55,8 @@ class PromptReader:
             return [Prompt(*row) for row in zip(ids, texts, params, strict=True)]
         tokens = [prompt for prompt in prompts if isinstance(prompt, list)]
         for token_ids, param in zip(tokens, params, strict=True):
+            if len(token_ids) > self._max_model_len:
+                raise self._too_long(param, f"{len(token_ids)} tokens")
             self._check_range(token_ids, param)
         return [Prompt(token_ids, None, param) for token_ids, param in zip(tokens, params, strict=True)]
 
@@ -61,17 +76,17 @@ class PromptReader:
     async def encode(self, texts: list[str], params: list[str], add_special_tokens: bool) -> list[list[TokenId]]:
         for text, param in zip(texts, params, strict=True):
             if len(text) > self._max_chars:
-                raise RequestError(
-                    f"the model's context is {self._max_model_len} tokens; {param} has {len(text)} characters",
-                    param=param,
-                    code="context_length_exceeded",
-                )
+                raise self._too_long(param, f"{len(text)} characters")
         encoded = await self._workers.run(lambda: self.tokenizer.encode(texts, add_special_tokens), params[0])
         for token_ids, param in zip(encoded, params, strict=True):
             if not token_ids:
                 raise RequestError(f"{param}: no tokens in it", param=param)
             self._check_range(token_ids, param)
         return encoded
+
+    def _too_long(self, param: str, size: str) -> RequestError:
+        message = f"the model's context is {self._max_model_len} tokens; {param} has {size}"
+        return RequestError(message, param=param, code="context_length_exceeded")
 
     async def decode(self, token_ids: list[TokenId], skip_special_tokens: bool) -> str:
         for index, token_id in enumerate(token_ids):

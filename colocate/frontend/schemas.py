@@ -109,9 +109,9 @@ def parse_prompt(value: object) -> Prompts:
 def _parse_tokens(value: object, param: str) -> list[int]:
     if not isinstance(value, list) or not value:
         raise RequestError(f"{param}: expected token ids, at least one", param=param)
-    for index, token in enumerate(value):
-        if type(token) is not int:
-            if not (isinstance(token, float) and token.is_integer()):
+    if set(map(type, value)) != {int}:
+        for index, token in enumerate(value):
+            if type(token) is not int and not (isinstance(token, float) and token.is_integer()):
                 raise RequestError(f"{param}[{index}]: expected a token id", param=f"{param}[{index}]")
             value[index] = int(token)
     return value

@@ -74,6 +74,8 @@ def error_of(response: httpx.Response) -> dict[str, object]:
         (b'{"model": "tiny", "prompt": [1, 258]}', "prompt[1]"),
         (b'{"model": "tiny", "prompt": [[1], [-1]]}', "prompt[1][0]"),
         (b'{"model": "tiny", "prompt": [1, 99999999999999999999999]}', "prompt[1]"),
+        (b'{"model": "tiny", "prompt": [1, true]}', "prompt[1]"),
+        (b'{"model": "tiny", "prompt": [' + b"1," * 70_000 + b'"x"]}', "prompt[70000]"),
         (b'{"model": "tiny", "prompt": "x", "temperature": -1}', "temperature"),
         (b'{"model": "tiny", "prompt": "x", "max_tokens": 200000}', "max_tokens"),
         (b'{"model": "tiny", "prompt": "x", "min_tokens": 17}', "min_tokens"),

@@ -196,7 +196,7 @@ class TestLogprobs:
         assert joined["tokens"] == ["<s>", "h", "e", "y", "e", "f"]
         assert joined["token_logprobs"] == [None, *[LOGPROB] * 5]
         assert joined["top_logprobs"][:2] == [None, {"h": LOGPROB}]
-        assert joined["text_offset"] == [0, 3, 4, 5, 6, 7]
+        assert joined["text_offset"] == [0, 0, 1, 2, 3, 4]  # BOS is not in the text
 
     def test_scoring_alone_generates_nothing(self, frontend: RunningFrontend) -> None:
         answer = complete(frontend, prompt=[104, 101], max_tokens=0, echo=True, logprobs=0)
