@@ -226,8 +226,9 @@ class ModelDecodeExecutor:
 
 
 def _pad_tables(rows: Sequence[StandingRow]) -> DecodeTables:
+    """Padded with each row's own first block: what a kernel reads beyond a row's context is never another request's."""
     width = max(len(row.block_table) for row in rows)
-    padded = [row.block_table + [0] * (width - len(row.block_table)) for row in rows]
+    padded = [row.block_table + row.block_table[:1] * (width - len(row.block_table)) for row in rows]
     return DecodeTables(torch.tensor(padded, dtype=torch.int64))
 
 

@@ -41,7 +41,10 @@ class PrefillRows:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class DecodeTables:
-    """Block tables of the standing batch, int64 [rows, most blocks], padded with 0. Immutable, replaced as a whole."""
+    """Block tables of the standing batch, int64 [rows, most blocks], padded with any block of the row itself.
+
+    Immutable, replaced as a whole.
+    """
 
     block_tables: Tensor
 
