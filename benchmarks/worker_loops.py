@@ -24,7 +24,7 @@ from machine import describe_machine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from colocate.messages.control import PlanApplied, PlanWake
+from colocate.messages.control import PlanApplied
 from colocate.messages.decode import DecodeUpdate, StepReport, StepRow
 from colocate.messages.prefill import PrefillBatch
 from colocate.transport.board import Board
@@ -136,7 +136,7 @@ while not channel.send(PlanApplied(Role.DECODE, 0, 0)):
 while True:
     waiter.wait(None)
     while (message := channel.recv()) is not None:
-        channel.send(PlanApplied(Role.DECODE, message.seq, time.monotonic_ns()))
+        channel.send(PlanApplied(Role.DECODE, message.leaves[0][0], time.monotonic_ns()))
 """
 
 
@@ -170,7 +170,7 @@ def channel_floor_us() -> dict[str, float]:
                     late.append((message.applied_ns - began_ns) / 1000)
                 time.sleep(0.001)
                 began_ns = time.monotonic_ns()
-                channel.send(PlanWake(message.seq + 1))
+                channel.send(DecodeUpdate(leaves=[(message.seq + 1, 1)]))
     finally:
         echo.kill()
         echo.wait()
@@ -196,8 +196,8 @@ def switches(busy: bool) -> dict[str, dict[str, float]]:
             began_ns = time.monotonic_ns()
             seq = board.plan().seq + 1
             board.set_plan(seq, board_index(prefill, turn))
-            prefill.send(PlanWake(seq))
-            decode.send(PlanWake(seq))
+            for role in (Role.PREFILL, Role.DECODE):
+                board.ring(role)
             times = {}
             for name, worker in (("prefill_us", prefill), ("decode_us", decode)):
                 applied = worker.until(is_applied(seq))

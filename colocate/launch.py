@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     spec = msgpack.decode(sys.stdin.buffer.read(), type=ProcessSpec)
     _name_process(role)
     control = ControlChannel(spec.control_fd)
-    board = Board.attach(spec.board_fd)
+    board = Board.attach(spec.board_fd, spec.bell_fds)
     try:
         _entry(spec)(spec, control, board)
     except ConfigError as error:

@@ -109,7 +109,6 @@ def start_frontend(
         control_fd=-1,
         board_fd=-1,
         bell_fds=(),
-        bell_fds=(),
         engine_address=engine.address,
         listen_fd=listener.detach(),
     )

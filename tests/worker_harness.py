@@ -60,7 +60,7 @@ class Bench:
         self.supervisor, control = ControlChannel.pair()
         self.control = control
         self.engines: dict[str, MemoryChannel] = {}
-        self.link = EngineLink(self.role, 1, control, self._open)
+        self.link = EngineLink(self.role, 1, control, self.board, self._open)
         self.partition = EmulatedPartition(TOTAL_UNITS)
         parsed = [parse_fault(text) for text in self.faults]
         injector = FaultInjector(parsed, self.role, 1, self.link.inject)

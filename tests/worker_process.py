@@ -16,14 +16,14 @@ from msgspec import Struct
 
 from colocate.config.serve import DeviceSection, ServeConfig
 from colocate.core.plan import PlanTable, build_plan_table
-from colocate.messages.control import ChildReady, EngineAt, PlanWake
+from colocate.messages.control import ChildReady, EngineAt
 from colocate.messages.spec import ProcessSpec, RuntimeFacts
 from colocate.transport.board import Board
 from colocate.transport.channel import worker_address
 from colocate.transport.control import ControlChannel
 from colocate.transport.waiting import wait
 from colocate.transport.zmq_channel import ZmqChannel, bind_for_worker
-from colocate.types import Role
+from colocate.types import WORKER_ROLES, Role
 
 TOTAL_UNITS = 12
 
@@ -87,8 +87,8 @@ class WorkerUnderTest:
     def set_plan(self, name: str) -> int:
         seq = self.board.plan().seq + 1
         self.board.set_plan(seq, self.table.index_of(name))
-        if self.channel.statistics()["received"]:
-            self.send(PlanWake(seq))
+        for role in WORKER_ROLES:
+            self.board.ring(role)
         return seq
 
     def new_engine(self, epoch: int) -> None:
@@ -131,6 +131,7 @@ def worker_process(
         facts=facts,
         control_fd=child.fileno(),
         board_fd=board.fd,
+        bell_fds=board.bell_fds,
         engine_address=address,
         keeper_address=keeper_address,
     )
@@ -139,7 +140,7 @@ def worker_process(
     process = subprocess.Popen(
         [sys.executable, "-m", "colocate.launch", role.value, str(os.getpid())],
         stdin=subprocess.PIPE,
-        pass_fds=[child.fileno(), board.fd],
+        pass_fds=[child.fileno(), board.fd, *board.bell_fds],
         env={**os.environ, "OMP_WAIT_POLICY": "passive"},
     )
     assert process.stdin is not None

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from colocate.messages.client import EngineState, OutputItem, Outputs, Rejected
-from colocate.messages.control import PlanWake, PoisonFailed
+from colocate.messages.control import PoisonFailed
 from colocate.messages.decode import DecodeRow, DecodeUpdate
 from colocate.messages.prefill import PrefillBatch, PrefillCancel
 from colocate.types import BlockId, Incarnation, RequestId
@@ -16,22 +16,14 @@ Destination: TypeAlias = Literal["board", "prefill", "decode", "frontend", "supe
 
 
 class SetPlanWord(Struct, frozen=True, tag=True):
-    """Store the plan word on the board: one native 8-byte store."""
+    """Store the plan word on the board, one native 8-byte store, and ring both workers' bells."""
 
     seq: int
     index: int
 
 
 CommandMessage: TypeAlias = (
-    SetPlanWord
-    | PlanWake
-    | PrefillBatch
-    | PrefillCancel
-    | DecodeUpdate
-    | Outputs
-    | Rejected
-    | EngineState
-    | PoisonFailed
+    SetPlanWord | PrefillBatch | PrefillCancel | DecodeUpdate | Outputs | Rejected | EngineState | PoisonFailed
 )
 
 
@@ -89,8 +81,7 @@ class Outbox:
     def take(self) -> list[Command]:
         commands: list[Command] = []
         if self._plan is not None:
-            wake = PlanWake(self._plan.seq)
-            commands += [Command("board", self._plan), Command("prefill", wake), Command("decode", wake)]
+            commands.append(Command("board", self._plan))
             self._plan = None
         if self._joins or self._leaves or self._grows:
             commands.append(Command("decode", DecodeUpdate(self._joins, self._leaves, self._grows)))

@@ -40,7 +40,7 @@ class PoisonFailed(Struct, frozen=True, tag=True):
 
 
 class ChannelBroken(Struct, frozen=True, tag=True):
-    """Engine, frontend -> supervisor: messages of this peer are missing, so nothing it says can be trusted: replace it."""
+    """Engine, frontend -> supervisor: messages of this peer are missing; nothing it says can be trusted: replace it."""
 
     role: Role
     reason: str
@@ -126,12 +126,6 @@ class WorkerHello(Struct, frozen=True, tag=True):
     incarnation: int
     epoch: int
     pid: int
-
-
-class PlanWake(Struct, frozen=True, tag=True):
-    """Engine -> worker: the plan word on the board changed; an idle worker reads it now and acknowledges at once."""
-
-    seq: int
 
 
 class PlanApplied(Struct, frozen=True, tag=True):

@@ -62,7 +62,7 @@ class Child:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "colocate.launch", spec.role.value, str(os.getpid())],
             stdin=subprocess.PIPE,
-            pass_fds=[child_end.fileno(), spec.board_fd, *fds],
+            pass_fds=[child_end.fileno(), spec.board_fd, *spec.bell_fds, *fds],
             env=_environment(spec.role),
             process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
         )

@@ -119,6 +119,7 @@ class Crew:
             facts=self._facts,
             control_fd=theirs.fileno(),
             board_fd=self.board.fd,
+            bell_fds=self.board.bell_fds,
             engine_address=self._engine_address(role, incarnation),
             keeper_address=keeper_address(self._run_id, self._incarnation_of(Role.KEEPER)),
             listen_fd=listen_fd,

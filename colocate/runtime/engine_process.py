@@ -39,7 +39,7 @@ from colocate.transport.channel import Channel
 from colocate.transport.control import ControlChannel
 from colocate.transport.waiting import Waiter, wait
 from colocate.transport.zmq_channel import bind_for_frontend, bind_for_worker
-from colocate.types import Role
+from colocate.types import WORKER_ROLES, Role
 
 TICK_S = 0.1
 # How long a dead peer's last messages may take from the kernel's buffer to ours.
@@ -175,6 +175,8 @@ class EngineDriver:
             message = command.message
             if isinstance(message, SetPlanWord):
                 self._board.set_plan(message.seq, message.index)
+                for role in WORKER_ROLES:
+                    self._board.ring(role)
             elif isinstance(message, PoisonFailed):
                 self._control.send(message)
             else:

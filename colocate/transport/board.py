@@ -65,9 +65,10 @@ def plan_of(word: int) -> PlanWord:
 class Board:
     """One process's mapping of the page. `close` unmaps it; the page lives while any process maps it."""
 
-    def __init__(self, fd: int, owns_fd: bool) -> None:
+    def __init__(self, fd: int, bell_fds: tuple[int, ...], owns_fds: bool) -> None:
         self.fd = fd
-        self._owns_fd = owns_fd
+        self.bell_fds = bell_fds
+        self._owns_fds = owns_fds
         try:
             self._page = mmap.mmap(fd, BOARD_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         except (OSError, ValueError) as error:
@@ -77,18 +78,20 @@ class Board:
 
     @classmethod
     def create(cls) -> Board:
-        """A new, empty board in anonymous memory. Its creator passes `fd` on to its children."""
+        """A new, empty board in anonymous memory. Its creator passes `fd` and `bell_fds` on to its children."""
         fd = os.memfd_create("colocate-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, BOARD_BYTES)
-        board = cls(fd, owns_fd=True)
+        bell_fds = tuple(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in WORKER_ROLES)
+        board = cls(fd, bell_fds, owns_fds=True)
         board._words[1] = _LAYOUT_VERSION
         board._words[0] = _MAGIC
         return board
 
     @classmethod
-    def attach(cls, fd: int) -> Board:
-        """Map a board that another process created. Raises ConfigError where `fd` is something else."""
-        board = cls(fd, owns_fd=False)
+    def attach(cls, fd: int, bell_fds: tuple[int, ...] = ()) -> Board:
+        """Map a board that another process created. Without `bell_fds` it can be read and written, not rung.
+        Raises ConfigError where `fd` is something else."""
+        board = cls(fd, bell_fds, owns_fds=False)
         found = (board._words[0], board._words[1])
         if found != (_MAGIC, _LAYOUT_VERSION):
             board.close()
@@ -99,8 +102,29 @@ class Board:
         if not self._page.closed:
             self._words.release()
             self._page.close()
-            if self._owns_fd:
-                os.close(self.fd)
+            if self._owns_fds:
+                for fd in (self.fd, *self.bell_fds):
+                    os.close(fd)
+
+    # The bells: one eventfd per worker, rung after a change on the board that it may be asleep for. An eventfd wakes a
+    # sleeper in one system call; a message would go through two I/O threads first.
+
+    def ring(self, role: Role) -> None:
+        """Wake this worker, now or at its next rest. Idempotent until it is hushed."""
+        if self.bell_fds:
+            os.eventfd_write(self.bell_fds[WORKER_ROLES.index(role)], 1)
+
+    def bell_of(self, role: Role) -> int | None:
+        """The descriptor this worker sleeps on, beside its messages: readable once rung."""
+        return self.bell_fds[WORKER_ROLES.index(role)] if self.bell_fds else None
+
+    def hush(self, role: Role) -> None:
+        """This worker is awake; it looks at the board after this, so no ring is lost."""
+        if self.bell_fds:
+            try:
+                os.eventfd_read(self.bell_fds[WORKER_ROLES.index(role)])
+            except BlockingIOError:
+                pass  # it was not rung
 
     # The plan: written by the engine.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from colocate.messages.client import Abort, EngineState, Outputs, Rejected, StateQuery, Submit
-from colocate.messages.control import PlanApplied, PlanWake, WorkerHello
+from colocate.messages.control import PlanApplied, WorkerHello
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillCancel, PrefillCancelled, PrefillDone
 from colocate.types import Role
@@ -16,6 +16,6 @@ FROM_DECODE: tuple[type[Struct], ...] = (WorkerHello, PlanApplied, BatchFailed, 
 
 ENGINE_TO: dict[Role, tuple[type[Struct], ...]] = {
     Role.FRONTEND: (Outputs, Rejected, EngineState),
-    Role.PREFILL: (PlanWake, PrefillBatch, PrefillCancel),
-    Role.DECODE: (PlanWake, DecodeUpdate),
+    Role.PREFILL: (PrefillBatch, PrefillCancel),
+    Role.DECODE: (DecodeUpdate,),
 }

@@ -90,6 +90,7 @@ class Boundary:
     def _release(self, num_units: int) -> None:
         self._take(num_units)
         self._board.set_held(self._role, num_units)
+        self._board.ring(self._peer)  # it may be waiting for just these
 
     def _grow(self, target: int, is_shared: bool) -> None:
         free = self._table.total_units if is_shared else self._table.total_units - self._board.held(self._peer)

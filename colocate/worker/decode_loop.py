@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from colocate.messages.control import PlanWake
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import BatchFailed
 from colocate.types import Role
@@ -53,8 +52,6 @@ class DecodeLoop:
         while (message := self.station.link.recv()) is not None:
             if isinstance(message, DecodeUpdate):
                 self.batch.apply(message)
-            else:
-                assert isinstance(message, PlanWake)  # the board itself is read next
 
     def _step(self) -> None:
         batch, progress = self.batch, self.station.progress

@@ -11,9 +11,10 @@ from msgspec import Struct
 
 from colocate.errors import ChannelClosed
 from colocate.messages.control import EngineAt, Shutdown, WorkerHello
+from colocate.transport.board import Board
 from colocate.transport.channel import Channel
 from colocate.transport.control import ControlChannel
-from colocate.transport.waiting import Waiter
+from colocate.transport.waiting import HasFileno, Waiter
 from colocate.types import Role
 
 
@@ -27,16 +28,22 @@ class EngineLink:
     `is_clear` and pauses."""
 
     def __init__(
-        self, role: Role, incarnation: int, control: ControlChannel, open_channel: Callable[[str], Channel]
+        self,
+        role: Role,
+        incarnation: int,
+        control: ControlChannel,
+        board: Board,
+        open_channel: Callable[[str], Channel],
     ) -> None:
         self._role = role
         self._incarnation = incarnation
         self._control = control
+        self._board = board
         self._open_channel = open_channel
         self._channel: Channel | None = None
         self._at: EngineAt | None = None
         self._unsent: deque[Struct] = deque()
-        self._waiter = Waiter([control])
+        self._waiter = self._watch([control])
 
     def meet(self, at: EngineAt) -> None:
         """Leave the old engine and say Hello to this one: no row of an older epoch lives here any more."""
@@ -44,7 +51,7 @@ class EngineLink:
         self._at = at
         self._unsent.clear()
         self._channel = self._open_channel(at.address)
-        self._waiter = Waiter([self._channel, self._control])
+        self._waiter = self._watch([self._channel, self._control])
         self.send(WorkerHello(self._role, self._incarnation, at.epoch, os.getpid()))
 
     @property
@@ -89,8 +96,13 @@ class EngineLink:
                 order = Order.RESET
 
     def wait(self, timeout_s: float) -> None:
-        """Sleep until the engine or the supervisor says something."""
+        """Sleep until the engine or the supervisor says something, or the board's bell rings."""
         self._waiter.wait(timeout_s)
+        self._board.hush(self._role)
+
+    def _watch(self, sources: list[HasFileno | int]) -> Waiter:
+        bell = self._board.bell_of(self._role)
+        return Waiter(sources if bell is None else [*sources, bell])
 
     def close(self) -> None:
         if self._channel is not None:

@@ -53,7 +53,9 @@ def run_worker(spec: ProcessSpec, control: ControlChannel, board: Board) -> None
     started_s = time.monotonic()
     board.clear(spec.role)  # the predecessor is reaped: it holds nothing and owes nothing
     heartbeat = Heartbeat(board, spec.role)
-    link = EngineLink(spec.role, spec.incarnation, control, lambda address: connect_to_engine(address, spec.role))
+    link = EngineLink(
+        spec.role, spec.incarnation, control, board, lambda address: connect_to_engine(address, spec.role)
+    )
     try:
         control.send(StartupPhase("partition", spec.facts.device_kind))
         loop, station = build_loop(spec, control, board, link)

@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 
-from colocate.messages.control import PlanWake
 from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillCancel, PrefillCancelled, PrefillDone
 from colocate.types import Incarnation, RequestId, Role
 from colocate.worker.engine_link import Order
@@ -67,8 +66,6 @@ class PrefillLoop:
                 self._batches.append(_Batch(message, keys, num_tokens))
             elif isinstance(message, PrefillCancel):
                 self._cancel(message)
-            else:
-                assert isinstance(message, PlanWake)  # the board itself is read next
 
     def _cancel(self, message: PrefillCancel) -> None:
         """Drop rows wherever they are; after the answer their blocks are neither read nor written here."""

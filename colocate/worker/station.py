@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
@@ -13,10 +12,7 @@ from colocate.worker.progress import Progress
 
 _CONTROL_EVERY_NS = 5_000_000  # the supervisor's orders can wait this long while there is work
 _REST_S = 1.0
-_RETRY_S = 0.002  # while the engine is behind, or not there yet
-# While the other worker is about to let go of units: (for so long since the switch, rest so long between looks). An
-# idle peer lets go within a wake-up, a busy one within a step; after that it is not about to, see `_RETRY_S`.
-_PENDING_RESTS = ((2_000_000, 0.00002), (50_000_000, 0.0002))
+_RETRY_S = 0.002  # while the engine is behind, or not there yet, or the other worker still holds units of ours
 
 
 class Turn(Enum):
@@ -34,7 +30,6 @@ class Station:
         self.progress = progress
         self._clock_ns = clock_ns
         self._next_control_ns = 0
-        self._pending_since_ns = 0
 
     def orders(self) -> Order | None:
         """The supervisor's, looked at every few milliseconds and after every rest."""
@@ -58,17 +53,7 @@ class Station:
         """Sleep until there may be something to do. Nothing is due meanwhile."""
         self.progress.idle()
         self._next_control_ns = 0
-        if not self.boundary.is_pending:
-            self._pending_since_ns = 0
-            self.link.wait(_REST_S if self.link.is_clear else _RETRY_S)
-            return
-        now_ns = self._clock_ns()
-        self._pending_since_ns = self._pending_since_ns or now_ns
-        for for_ns, rest_s in _PENDING_RESTS:
-            if now_ns - self._pending_since_ns < for_ns:
-                time.sleep(rest_s)
-                return
-        self.link.wait(_RETRY_S)
+        self.link.wait(_REST_S if self.link.is_clear and not self.boundary.is_pending else _RETRY_S)
 
 
 class WorkerLoop(Protocol):

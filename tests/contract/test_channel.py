@@ -17,8 +17,9 @@ import zmq
 from msgspec import Struct
 
 from colocate.errors import ChannelClosed, ConfigError, InvariantError
-from colocate.messages.control import PlanApplied, PlanWake
+from colocate.messages.control import PlanApplied
 from colocate.messages.decode import DecodeUpdate, StepReport, StepRow
+from colocate.messages.prefill import PrefillCancel
 from colocate.transport.channel import Channel
 from colocate.transport.memory_channel import memory_pair
 from colocate.transport.waiting import Waiter, wait
@@ -29,7 +30,7 @@ LIMIT_BYTES = 64 * 1024
 HIGH_WATER = 32
 
 ENGINE_ACCEPTS = (StepReport, PlanApplied)
-WORKER_ACCEPTS = (DecodeUpdate, PlanWake)
+WORKER_ACCEPTS = (DecodeUpdate, PrefillCancel)
 
 
 @dataclass
@@ -89,10 +90,10 @@ def test_messages_arrive_whole_and_in_order_both_ways(link: Link) -> None:
     ]
     for report in reports:
         send_now(link.worker, report)
-    send_now(link.engine, PlanWake(5))
+    send_now(link.engine, PrefillCancel([(5, 1)]))
     send_now(link.engine, DecodeUpdate(leaves=[(7, 1)]))
     assert [recv_now(link.engine) for _ in reports] == reports
-    assert recv_now(link.worker) == PlanWake(5)
+    assert recv_now(link.worker) == PrefillCancel([(5, 1)])
     assert recv_now(link.worker) == DecodeUpdate(leaves=[(7, 1)])
     assert link.engine.recv() is None
     assert link.engine.statistics()["received"] == 20
@@ -131,7 +132,7 @@ def test_junk_is_dropped_and_counted_and_the_channel_lives_on(link: Link) -> Non
         (good[0], b"\xc1 never used in MessagePack"),
         (good[0], good[1][:-3]),
         (good[0], b""),
-        frame(1, PlanWake(3)),  # a real message, of a type this end does not accept
+        frame(1, PrefillCancel([(3, 1)])),  # a real message, of a type this end does not accept
         (good[0], msgspec.msgpack.encode({"type": "PlanApplied", "role": "decode", "seq": "x", "applied_ns": 1})),
         (good[0], b"\x91" * 20_000),  # nested beyond any recursion limit
     ):

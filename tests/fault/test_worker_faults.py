@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from colocate.messages.control import PlanApplied, PlanWake, WorkerHello
+from colocate.messages.control import PlanApplied, WorkerHello
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillDone
 from colocate.types import Role
@@ -158,7 +158,7 @@ def test_a_wake_for_a_plan_that_is_already_in_force_is_harmless() -> None:
     with worker_process(Role.DECODE) as worker:
         worker.until(lambda message: isinstance(message, PlanApplied))
         for _ in range(20):
-            worker.send(PlanWake(1))
+            worker.board.ring(Role.DECODE)
         start = time.monotonic()
         worker.send(DecodeUpdate(joins=[decode_row(1, max_tokens=4)]))
         worker.until(step(3))

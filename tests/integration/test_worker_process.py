@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from colocate.messages.control import PlanApplied, PlanWake, Shutdown, WorkerHello
+from colocate.messages.control import PlanApplied, Shutdown, WorkerHello
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import PrefillBatch, PrefillDone
 from colocate.transport.board import Board
@@ -128,7 +128,6 @@ def test_two_workers_hand_units_over_under_load() -> None:
         names = ["p8d4", "p2d10", "all-prefill", "p6d6", "all-decode", "shared", "p1d11"]
         for turn in range(80):
             seq = prefill.set_plan(names[turn % len(names)])
-            decode.send(PlanWake(seq))
             if turn % 3 == 0:
                 continue  # the next plan comes before this one is in force
             for worker in both:

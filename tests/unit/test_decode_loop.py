@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from colocate.messages.control import EngineAt, PlanApplied, PlanWake, WorkerHello
+from colocate.messages.control import EngineAt, PlanApplied, WorkerHello
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import BatchFailed
 from colocate.types import FinishReason, Role
@@ -203,7 +203,6 @@ def test_a_new_engine_finds_no_row(bench: Bench) -> None:
 
 def test_a_plan_wake_is_acknowledged_while_idle(bench: Bench) -> None:
     bench.set_plan("p9d3")
-    bench.say(PlanWake(2))
     (applied,) = bench.settle()
     assert isinstance(applied, PlanApplied) and applied.seq == 2
     assert bench.partition.realised() == (0, 1, 2)

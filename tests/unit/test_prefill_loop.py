@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from colocate.messages.control import EngineAt, PlanApplied, PlanWake, Shutdown, WorkerHello
+from colocate.messages.control import EngineAt, PlanApplied, Shutdown, WorkerHello
 from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillCancel, PrefillCancelled, PrefillDone
 from colocate.types import Role
 from colocate.worker.prefill_loop import PrefillLoop
@@ -105,7 +105,6 @@ def test_without_units_nothing_runs_until_they_are_back(bench: Bench) -> None:
     assert bench.turn(5) is Turn.WAITING
     assert not any(isinstance(message, PrefillDone) for message in bench.heard())
     bench.set_plan("p8d4")
-    bench.say(PlanWake(3))
     applied, done = bench.settle()
     assert isinstance(applied, PlanApplied) and applied.seq == 3
     assert isinstance(done, PrefillDone) and done.plan_seq == 3
@@ -132,7 +131,7 @@ def test_progress_is_due_while_working_and_not_while_idle(bench: Bench) -> None:
     bench.turn()
     assert bench.board.progress_of(Role.PREFILL).counter > first.counter
     bench.settle()
-    bench.say(PlanWake(1))  # so that resting does not wait
+    bench.board.ring(Role.PREFILL)  # so that resting does not wait
     bench.loop.station.rest()
     assert bench.board.progress_of(Role.PREFILL).deadline_ns == 0
 
