@@ -10,6 +10,7 @@ it has ended already) and asserts that no process, socket, shared memory or temp
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -45,6 +46,11 @@ def eventually(probe: Callable[[], T | None], timeout_s: float = 10.0, what: str
         time.sleep(0.02)
 
 
+def _die_with_parent() -> None:
+    """In the child: a test run that is killed takes its daemons with it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
 class Daemon:
     """One `colocate serve`. `output` is everything it has printed so far."""
 
@@ -58,6 +64,7 @@ class Daemon:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **environment, _MARK: self._mark, **_KEEP_ENVIRON, "TMPDIR": self._temporary.name},
+            preexec_fn=_die_with_parent,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
