@@ -12,7 +12,6 @@ import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
