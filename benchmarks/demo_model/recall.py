@@ -72,10 +72,9 @@ def recall_dialogue(
     """A conversation of (question, answer) turns over one list of pairs; the first question carries the list."""
     pairs = draw_pairs(rng, num_pairs, keys)
     listing = rng.choice(_OPENINGS) + pairs_text(rng, pairs, filler)
-    turns = []
-    for _ in range(num_queries):
-        key, value = rng.choice(pairs)
-        turns.append((rng.choice(_QUESTIONS).format(key=key), value))
+    # No key twice: a repeated one could be answered from the conversation instead of the list.
+    asked = rng.sample(pairs, min(num_queries, num_pairs))
+    turns = [(rng.choice(_QUESTIONS).format(key=key), value) for key, value in asked]
     if rng.random() < 0.2:
         return [(listing, ACKNOWLEDGEMENT), *turns]
     return [(f"{listing} {turns[0][0]}", turns[0][1]), *turns[1:]]

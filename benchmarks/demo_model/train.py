@@ -24,6 +24,7 @@ from evaluate import Report, evaluate
 from recall import KEYS, recall_dialogue
 from safetensors.torch import save_file
 from tokenizer import Encoder, save_tokenizer, train_tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -32,8 +33,10 @@ MAX_LENGTH = 2048
 TEXT_TOKENS_PER_BATCH = 1536
 RECALL_TOKENS_PER_BATCH = 2560
 PEAK_LR = 2.5e-3
+CONTINUED_PEAK_LR = 1.2e-3
+CONTINUED_STAGE = 0.35  # a continued run enters the recall curriculum here
 WARMUP_STEPS = 60
-CHECKPOINT_S = 240.0
+CHECKPOINT_S = 120.0
 
 Document = tuple[list[int], list[bool]]
 
@@ -137,9 +140,9 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def learning_rate(step: int, progress: float) -> float:
+def learning_rate(peak: float, step: int, progress: float) -> float:
     """Linear warm-up, then a cosine to zero over the run."""
-    return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def save_model(model: LlamaForCausalLM, out: Path) -> None:
@@ -173,15 +176,24 @@ class Progress:
     limit_s: float
     step: int = 0
     elapsed_s: float = 0.0
+    first_stage: float = 0.0
+    peak_lr: float = PEAK_LR
 
     @property
     def fraction(self) -> float:
         return max(self.step / self.steps, self.elapsed_s / self.limit_s)
 
+    @property
+    def stage(self) -> float:
+        """The place in the recall curriculum, 0 to 1."""
+        return self.first_stage + (1 - self.first_stage) * self.fraction
 
-def train(model: LlamaForCausalLM, encoder: Encoder, facts: list[Fact], out: Path, run: Progress) -> list[list[float]]:
+
+def train(
+    model: LlamaForCausalLM, encoder: Encoder, facts: list[Fact], out: Path, run: Progress, seed: int
+) -> list[list[float]]:
     """Trains until the run ends; returns the loss curve as rows of step, seconds, text loss, recall loss."""
-    text_rng, recall_rng = random.Random(SEED), random.Random(SEED + 1)
+    text_rng, recall_rng = random.Random(seed), random.Random(seed + 1)
     texts, filler = text_batches(text_rng, facts, encoder), sentences()
     updates = optimizers(model)
     started, saved_s = time.monotonic(), 0.0
@@ -189,8 +201,8 @@ def train(model: LlamaForCausalLM, encoder: Encoder, facts: list[Fact], out: Pat
     sums = [0.0, 0.0]
     model.train()
     while run.fraction < 1.0:
-        rate = learning_rate(run.step, run.fraction)
-        for number, batch in enumerate((next(texts), recall_batch(recall_rng, encoder, run.fraction, filler))):
+        rate = learning_rate(run.peak_lr, run.step, run.fraction)
+        for number, batch in enumerate((next(texts), recall_batch(recall_rng, encoder, run.stage, filler))):
             loss = batch_loss(model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
             sums[number] += loss.item()
@@ -252,6 +264,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the model's files")
     parser.add_argument("--minutes", type=float, default=30.0, help="end after this time at the latest")
     parser.add_argument("--steps", type=int, default=1_000_000, help="end after this many steps")
+    parser.add_argument("--resume", type=Path, help="go on from the model in this directory, with another seed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--curve", type=Path, default=Path(__file__).with_name("loss.json"))
     arguments = parser.parse_args()
@@ -259,13 +272,20 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     facts = load_facts(SEED)
-    tokenizer = train_tokenizer(facts, SEED)
-    save_tokenizer(tokenizer, arguments.out, MAX_LENGTH)
-    encoder = Encoder(tokenizer)
-    model = build_model(tokenizer.get_vocab_size(), encoder.bos, encoder.end, encoder.pad)
     run = Progress(arguments.steps, arguments.minutes * 60)
-    print(f"seed {SEED}, {len(facts)} facts, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    curve = train(model, encoder, facts, arguments.out, run)
+    seed = SEED
+    if arguments.resume is None:
+        tokenizer = train_tokenizer(facts, SEED)
+        encoder = Encoder(tokenizer)
+        model = build_model(tokenizer.get_vocab_size(), encoder.bos, encoder.end, encoder.pad)
+    else:
+        seed, run.first_stage, run.peak_lr = SEED + 100, CONTINUED_STAGE, CONTINUED_PEAK_LR
+        tokenizer = Tokenizer.from_file(str(arguments.resume / "tokenizer.json"))
+        encoder = Encoder(tokenizer)
+        model = LlamaForCausalLM.from_pretrained(arguments.resume, dtype=torch.float32, attn_implementation="eager")
+    save_tokenizer(tokenizer, arguments.out, MAX_LENGTH)
+    print(f"seed {seed}, {len(facts)} facts, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    curve = train(model, encoder, facts, arguments.out, run, seed)
     save_model(model, arguments.out)
     arguments.curve.write_text(
         json.dumps({"seed": SEED, "columns": ["step", "seconds", "text_loss", "recall_loss"], "rows": curve}) + "\n",
