@@ -6,7 +6,8 @@ forward of transformers. The same random weights (Llama shape "125M" of random_m
 contenders take turns and each figure is the median over its turns. The floor of a step is the larger of (bytes of
 weights and KV) / (measured read bandwidth) and FLOPs / (measured rate of large matrix products).
 
-OpenMP's wait policy is left at its default, spinning, which suits the peers; `colocate serve` sets it to passive.
+OpenMP's wait policy is the caller's: its default, spinning, suits the peers on a quiet machine and ruins them on a busy
+one; `colocate serve` sets OMP_WAIT_POLICY=passive.
 
     python benchmarks/cpu_model.py [--quick] [--threads N] [--out benchmarks/results/cpu_model.json]
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -286,17 +288,18 @@ def main() -> None:
     )
     cases = [(b, c) for b in (1, 4, 16) for c in ((256,) if options.quick else (256, 1024))]
     decode, prefill = [], []
-    for point in measure_decode(hf, config, weights, rates, cases, 2 if options.quick else 5):
+    for point in measure_decode(hf, config, weights, rates, cases, 2 if options.quick else 4):
         print_decode(point)
         decode.append(point)
     lengths = [128, 512] if options.quick else [128, 512, 2048]
-    for point in measure_prefill(hf, config, weights, rates, lengths, 3 if options.quick else 7):
+    for point in measure_prefill(hf, config, weights, rates, lengths, 3 if options.quick else 5):
         print_prefill(point)
         prefill.append(point)
     if options.out:
         head = {
             "command": "python benchmarks/cpu_model.py" + (" --quick" if options.quick else ""),
             "machine": describe_machine(), "num_parameters": config.num_params, "threads": options.threads,
+            "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default (spinning)"),
             "native_kernels": load_kernels() is not None, "rates": rates,
         }  # fmt: skip
         options.out.write_text(json.dumps({**head, "decode": decode, "prefill": prefill}, indent=1) + "\n")
