@@ -102,6 +102,8 @@ class Engine:
             return
         reason = f"prefill {'busy' if view.prefill_busy else 'idle'}, decode {'busy' if view.decode_busy else 'idle'}"
         switch = self.ledger.decide(self.plan, target, reason, self.books.now_ns)
+        if not (self.prefill.online and self.decode.online):
+            self.ledger.interrupt()
         self.books.outbox.set_plan(switch.seq, self.table.index_of(target.name))
         self.plan = target
 
@@ -212,6 +214,7 @@ class Engine:
             self.decode.online = True
 
     def _worker_gone(self, message: WorkerGone) -> None:
+        self.ledger.interrupt()
         if message.role is Role.PREFILL:
             self.prefill.lost(message.kv_trusted)
         else:

@@ -24,6 +24,7 @@ class Switch:
     decided_ns: int
     prefill_applied_ns: int = 0
     decode_applied_ns: int = 0
+    interrupted: bool = False  # a worker was missing meanwhile: its restart is not the price of a switch
 
     def record(self) -> SwitchRecord:
         return SwitchRecord(
@@ -75,8 +76,13 @@ class SwitchLedger:
             last.prefill_applied_ns = applied_ns
         else:
             last.decode_applied_ns = applied_ns
-        if last.prefill_applied_ns and last.decode_applied_ns:
+        if last.prefill_applied_ns and last.decode_applied_ns and not last.interrupted:
             self.latencies_ns.append(max(last.prefill_applied_ns, last.decode_applied_ns) - last.decided_ns)
+
+    def interrupt(self) -> None:
+        """A worker is gone, or not there yet: a switch that is under way has no latency to learn from."""
+        if self.last is not None:
+            self.last.interrupted = True
 
     def in_force(self) -> str:
         """The plan that both workers applied, or SWITCHING."""

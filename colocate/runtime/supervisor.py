@@ -209,6 +209,8 @@ class Supervisor:
                 self._on_ready()
         elif self._lifecycle in (Lifecycle.SERVING, Lifecycle.DRAINING):
             self._console.warn(f"{child.role.value} is back (pid {child.pid}) after {seconds:.1f} s")
+            if self._lifecycle is Lifecycle.DRAINING and child.role in (Role.FRONTEND, Role.ENGINE):
+                child.tell(Drain(max(0.0, self._deadline_s - time.monotonic())))
 
     def _on_end(self, child: Child) -> None:
         self._forget(child)

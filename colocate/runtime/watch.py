@@ -21,9 +21,8 @@ def reason_to_kill(child: Child, board: Board, settings: SupervisorSection) -> s
         return f"not ready after {waited_s:.0f} s (start_timeout_s)" if late else None
     if child.state is not ChildState.READY:
         return None
-    beat_ns = board.beat_of(child.role)
-    silent_s = (now_ns - max(beat_ns, int(child.ready_s * 1e9))) / 1e9
-    if beat_ns and silent_s > settings.heartbeat_timeout_s:
+    silent_s = (now_ns - max(board.beat_of(child.role), int(child.ready_s * 1e9))) / 1e9
+    if silent_s > settings.heartbeat_timeout_s:
         return f"silent for {silent_s:.1f} s"
     if child.role in WORKER_ROLES:
         deadline_ns = board.progress_of(child.role).deadline_ns

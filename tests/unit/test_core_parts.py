@@ -151,6 +151,17 @@ def test_a_switch_overtaken_by_the_next_has_no_latency() -> None:
     assert ledger.in_force() == "p1d1"
 
 
+def test_a_switch_that_waited_for_a_restart_has_no_latency() -> None:
+    table = build_plan_table(2)
+    ledger = SwitchLedger(table.by_name("p1d1"))
+    ledger.decide(table.by_name("p1d1"), table.by_name("all-decode"), "", 100)
+    ledger.applied(Role.DECODE, 2, 150)
+    ledger.interrupt()
+    ledger.applied(Role.PREFILL, 2, 5_000_000_000)
+    assert list(ledger.latencies_ns) == []
+    assert ledger.in_force() == "all-decode"
+
+
 def test_retry_after_follows_the_rate_at_which_the_queue_drains() -> None:
     rate = DrainRate()
     assert rate.retry_after_s(10, 0) == MAX_RETRY_S
