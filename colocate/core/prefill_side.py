@@ -150,20 +150,10 @@ class PrefillSide:
 
     def done(self, message: PrefillDone) -> list[tuple[Request, PrefillRowDone]]:
         """Take the oldest batch off. Returns the requests whose last chunk this was: they leave `running`."""
-        chunks = self._pop_batch(message.batch_id)
-        if chunks is None:
-            return []
         rows = {(row.request_id, row.incarnation): row for row in message.rows}
         finished: list[tuple[Request, PrefillRowDone]] = []
-        for chunk in chunks:
+        for chunk in self._land(message.batch_id):
             request = chunk.request
-            if chunk.incarnation != request.incarnation or request.request_id not in self.running:
-                continue
-            request.num_chunks_in_flight -= 1
-            if request.stage is Stage.CANCELLING:
-                if request.num_chunks_in_flight == 0:
-                    self._let_go(request)
-                continue
             row = rows.get((request.request_id, request.incarnation))
             if row is None:
                 self._books.num_ignored += 1  # a worker may not leave out a row that nobody cancelled
@@ -177,11 +167,22 @@ class PrefillSide:
                 finished.append((request, row))
         return finished
 
-    def _pop_batch(self, batch_id: int) -> list[Chunk] | None:
+    def _land(self, batch_id: int) -> list[Chunk]:
+        """The worker is through with its oldest batch: the chunks whose requests go on. Cancelled ones are let go."""
         if not self.batches or self.batches[0].batch_id != batch_id:
             self._books.num_ignored += 1
-            return None
-        return self.batches.popleft().chunks
+            return []
+        landed: list[Chunk] = []
+        for chunk in self.batches.popleft().chunks:
+            request = chunk.request
+            if chunk.incarnation != request.incarnation or request.request_id not in self.running:
+                continue
+            request.num_chunks_in_flight -= 1
+            if request.stage is not Stage.CANCELLING:
+                landed.append(chunk)
+            elif request.num_chunks_in_flight == 0:
+                self._let_go(request)
+        return landed
 
     def cancel(self, request: Request, after: AfterLeave) -> None:
         """Stop prefilling this request: at once if the worker does not know it, else when it has let go."""
@@ -211,19 +212,11 @@ class PrefillSide:
 
     def failed(self, message: BatchFailed) -> None:
         """A forward raised. The KV of its rows is not to be trusted; chunks behind it are cancelled."""
-        chunks = self._pop_batch(message.batch_id)
-        for chunk in chunks or ():
-            request = chunk.request
-            if chunk.incarnation != request.incarnation or request.request_id not in self.running:
-                continue
-            request.num_chunks_in_flight -= 1
-            if request.stage is Stage.CANCELLING:
-                if request.num_chunks_in_flight == 0:
-                    self._let_go(request)
-            elif self.suspects.died(request):
-                self._convict(request, message.error, charged_to_worker=False)
+        for chunk in self._land(message.batch_id):
+            if self.suspects.died(chunk.request):
+                self._convict(chunk.request, message.error, charged_to_worker=False)
             else:
-                self.cancel(request, AfterLeave.REQUEUE)
+                self.cancel(chunk.request, AfterLeave.REQUEUE)
 
     def lost(self, kv_trusted: bool) -> None:
         """The worker is dead and reaped. Chunks that were done stay done; the others are sent again."""
