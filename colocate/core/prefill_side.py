@@ -157,6 +157,7 @@ class PrefillSide:
             row = rows.get((request.request_id, request.incarnation))
             if row is None:
                 self._books.num_ignored += 1  # a worker may not leave out a row that nobody cancelled
+                self.cancel(request, AfterLeave.REQUEUE)
                 continue
             request.num_computed = chunk.end
             request.prompt_logprobs += row.prompt_logprobs
