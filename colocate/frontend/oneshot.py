@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from http import HTTPStatus
 from pathlib import Path
 
 from msgspec import structs
 
-from colocate.errors import ChannelClosed, ConfigError
+from colocate.errors import ChannelClosed, ColocateError, ConfigError
 from colocate.frontend.chat_template import ChatTemplate
 from colocate.frontend.tokenizer import TextTokenizer, TokenizerFiles, load_tokenizer
 from colocate.messages.client import OutputItem, Outputs, Rejected, Submit
@@ -56,6 +57,15 @@ def _check_length(prompt_token_ids: list[TokenId], spec: ProcessSpec) -> None:
     limit = spec.facts.max_model_len
     if len(prompt_token_ids) >= limit:
         raise ConfigError("prompt", f"has {len(prompt_token_ids)} tokens, max_model_len is {limit}", "shorten it")
+
+
+def _failure_of(rejected: Rejected) -> ColocateError:
+    """Status 400 is about the prompt, and the user can mend it; anything else is about this run."""
+    if rejected.status == HTTPStatus.BAD_REQUEST:
+        return ConfigError(
+            "prompt", rejected.reason, "shorten the prompt, lower --max-tokens, or give more --kv-memory"
+        )
+    return ChannelClosed(rejected.reason)
 
 
 def _params(prompt: OneShot, eos_token_ids: tuple[TokenId, ...], room: int) -> SamplingParams:
@@ -107,7 +117,7 @@ class _Conversation:
                 for item in message.items:
                     self._take(item)
             elif isinstance(message, Rejected):
-                raise ConfigError("prompt", message.reason)
+                raise _failure_of(message)
 
     def _take(self, item: OutputItem) -> None:
         self._output_token_ids += item.token_ids

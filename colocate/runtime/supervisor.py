@@ -32,7 +32,7 @@ from colocate.messages.control import (
     Shutdown,
     StartupPhase,
 )
-from colocate.runtime.child import Child, ChildState
+from colocate.runtime.child import Child, ChildState, Exit
 from colocate.runtime.console import Console
 from colocate.runtime.crew import LOSS_ORDER, START_ORDER, Crew, dependents_of
 from colocate.runtime.watch import reason_to_kill
@@ -219,19 +219,28 @@ class Supervisor:
         if self._lifecycle in (Lifecycle.STOPPING, Lifecycle.STOPPED):
             return
         failure = self._last_failure.pop(child.role, None)
-        if child.role is Role.FRONTEND and self._ends_with_frontend(ended.code):
+        if child.role is Role.FRONTEND and self._ends_with_frontend(ended, failure):
             return
         cause = f"{ended.cause}: {failure.problem}" if failure is not None else ended.cause
         self._replace(child.role, cause)
 
-    def _ends_with_frontend(self, code: int) -> bool:
-        """A one-shot run is over with its client; a drain has nobody left to wait for."""
+    def _ends_with_frontend(self, ended: Exit, failure: ChildFailed | None) -> bool:
+        """A one-shot run is over with its client, whose failure is the run's; a drain has nobody left to wait for."""
         if self._crew.is_one_shot:
-            self._exit_code = EXIT_CLEAN if code == 0 else EXIT_GAVE_UP
+            self._end_one_shot(ended, failure)
         elif self._lifecycle is not Lifecycle.DRAINING:
             return False
         self._stop(_LEAVE_S)
         return True
+
+    def _end_one_shot(self, ended: Exit, failure: ChildFailed | None) -> None:
+        if failure is not None and failure.operator:
+            self._refusal = ConfigError(failure.where, failure.problem, failure.remedy)
+        elif ended.code != 0:
+            self._exit_code = EXIT_GAVE_UP
+            self._console.warn(failure.problem if failure is not None else f"the client {ended.cause}")
+            if failure is not None and failure.remedy:
+                self._console.warn(f"to mend it: {failure.remedy}")
 
     def _replace(self, role: Role, cause: str) -> None:
         now_s = time.monotonic()
