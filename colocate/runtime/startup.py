@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from colocate.config.serve import ServeConfig
 from colocate.config.sizes import format_size
@@ -47,6 +49,8 @@ def prepare(config: ServeConfig) -> Startup:
     weights_bytes, kv_bytes = WeightLayout.of(model, dtype).nbytes, num_blocks * kv_bytes_per_block
     if device.kind != "emulated":
         _check_memory(weights_bytes, kv_bytes)
+    if config.telemetry.event_log is not None:
+        _check_event_log(Path(config.telemetry.event_log))
     names = config.model.served_model_name
     facts = RuntimeFacts(
         device_kind=device.kind,
@@ -63,6 +67,17 @@ def prepare(config: ServeConfig) -> Startup:
         block_size=config.memory.block_size,
     )
     return Startup(facts, plans, weights_bytes, kv_bytes, tuple(notes))
+
+
+def _check_event_log(directory: Path) -> None:
+    """Make the directory and write into it once: permission bits do not tell what a mount or a quota allows."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        problem = f"{directory} cannot hold an event log: {error.strerror}"
+        raise ConfigError("event_log", problem, "give --event-log a directory that this user may write to") from None
 
 
 def _check_plan(setting: str, plans: PlanTable) -> None:
