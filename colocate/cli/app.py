@@ -22,10 +22,15 @@ app = typer.Typer(
     help="Serve a language model with prefill and decode in two processes on one device, each on its own share of it.",
 )
 
+_EPILOG = (
+    "Every option can also stand in the YAML file (max-num-seqs: 32) or in the environment (COLOCATE_MAX_NUM_SEQS=32). "
+    "Environment only: COLOCATE_NATIVE=0 goes without the compiled CPU kernels, COLOCATE_CACHE_DIR is where they are "
+    "kept."
+)
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A Hugging Face directory, a hub id such as org/name, or demo, the model inside this package. "
         "[dim](default demo)[/]",
         show_default=False,
@@ -37,7 +42,7 @@ ConfigOption = Annotated[
 ]
 
 
-@app.command(help="Serve a model over an OpenAI-compatible HTTP API.")
+@app.command(help="Serve a model over an OpenAI-compatible HTTP API.", epilog=_EPILOG)
 @with_settings(SERVE_OPTIONS)
 def serve(flags: dict[str, object], model: ModelArgument = None, config: ConfigOption = None) -> None:
     """Every option can also stand in the YAML file (`max-num-seqs: 32`) or the environment

@@ -43,7 +43,6 @@ HELP: dict[str, tuple[str, str, str]] = {
     "host": (HTTP_PANEL, "ADDR", "Address to listen on; 0.0.0.0 for all."),
     "port": (HTTP_PANEL, "PORT", "Port to listen on; 0 takes a free one."),
     "api_key": (HTTP_PANEL, "KEY", "Key that clients must send as a bearer token; may be repeated."),
-    "admin_key": (HTTP_PANEL, "KEY", "Key for calls that change the daemon. Default: the API keys."),
     "max_body_bytes": (HTTP_PANEL, "SIZE", "Largest request body; larger ones are answered 413."),
     "header_timeout_s": (HTTP_PANEL, "S", "Cut a client that opens a connection and sends no request for so long."),
     "stream_buffer_bytes": (HTTP_PANEL, "SIZE", "Unread output kept for one client."),

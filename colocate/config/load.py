@@ -21,6 +21,8 @@ from colocate.config.sizes import parse_size
 from colocate.errors import ConfigError
 
 _PREFIX = "COLOCATE_"
+# Read where they are used (model/native.py), not settings of a run: no flag, no key in a file.
+OTHER_VARIABLES = ("COLOCATE_NATIVE", "COLOCATE_CACHE_DIR")
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
@@ -76,10 +78,12 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:
     by_env = {setting.env: setting for setting in SETTINGS.values()}
     values: dict[str, object] = {}
     for key in sorted(environ):
-        if not key.startswith(_PREFIX) or _is_service_link(key, environ[key]):
+        if not key.startswith(_PREFIX) or key in OTHER_VARIABLES or _is_service_link(key, environ[key]):
             continue
         if key not in by_env:
-            raise ConfigError(f"environment: {key}", "unknown setting", _did_you_mean(key, dict.fromkeys(by_env)))
+            raise ConfigError(
+                f"environment: {key}", "unknown setting", _did_you_mean(key, dict.fromkeys([*by_env, *OTHER_VARIABLES]))
+            )
         values[by_env[key].name] = _convert(by_env[key], environ[key], f"environment: {key}", from_text=True)
     return values
 
@@ -95,6 +99,11 @@ def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
     return f"did you mean {close[0]!r}?" if close else "see `colocate serve --help` for the names"
 
 
+def _choice_meant(setting: Setting, word: str) -> str:
+    """A remedy naming one of the setting's choices; empty where it has none."""
+    return _did_you_mean(word, dict.fromkeys(setting.choices)) if setting.choices else ""
+
+
 def _convert(setting: Setting, value: object, where: str, *, from_text: bool) -> object:
     """A value of the setting's type, or ConfigError at `where`."""
     if value is None:
@@ -106,9 +115,7 @@ def _convert(setting: Setting, value: object, where: str, *, from_text: bool) ->
     converted = _scalar(setting, value, from_text=from_text)
     if converted is None:
         problem = f"{value!r} is not {setting.expected}"
-        raise ConfigError(
-            where, problem, _did_you_mean(str(value), dict.fromkeys(setting.choices)) if setting.choices else ""
-        )
+        raise ConfigError(where, problem, _choice_meant(setting, str(value)))
     _check_limits(setting, converted, where)
     return converted
 
@@ -123,6 +130,8 @@ def _list_of_text(setting: Setting, value: object, where: str, *, from_text: boo
     for item in items:
         if not isinstance(item, str) or not item:
             raise ConfigError(where, f"{item!r} is not a string", f"give {setting.expected}; quote numbers")
+        if setting.choices and item not in setting.choices:
+            raise ConfigError(where, f"{item!r} is not {setting.expected}", _choice_meant(setting, item))
     return tuple(str(item) for item in items)
 
 

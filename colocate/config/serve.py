@@ -54,13 +54,12 @@ class HttpSection:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: tuple[str, ...] = ()  # empty: no key needed
-    admin_key: str | None = None  # for calls that change the daemon; falls back to api_key
     max_body_bytes: int = 4 * 1024 * 1024
     header_timeout_s: float = 15.0  # a client that opens a connection and stalls
     stream_buffer_bytes: int = 1024 * 1024  # unread output of one client
     slow_client_timeout_s: float = 30.0  # then it is cut off
     keepalive_s: float = 10.0  # SSE comment while a prompt waits
-    metrics_compat: tuple[str, ...] = ()  # "vllm" adds vLLM's metric names
+    metrics_compat: tuple[Literal["vllm"], ...] = ()  # "vllm" adds vLLM's metric names
     drain_timeout_s: float = 30.0
 
 

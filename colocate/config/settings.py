@@ -44,7 +44,8 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One key. `kind` is the plain type; `choices` the legal words of a Literal; `optional` allows null."""
+    """One key. `kind` is the plain type; `choices` the legal words of a Literal, for a list those of each item;
+    `optional` allows null."""
 
     name: str
     section: str
@@ -94,6 +95,8 @@ def _setting(section: str, field: dataclasses.Field[Any], hint: Any) -> Setting:
         optional = True
     choices: tuple[str, ...] = ()
     is_list = typing.get_origin(hint) is tuple
+    if is_list:
+        hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is Literal:
         choices = tuple(typing.get_args(hint))
     kind = str if is_list or choices else hint

@@ -116,7 +116,6 @@ def server_info(
 ) -> dict[str, Any]:
     settings = asdict(config)
     settings["http"]["api_key"] = len(config.http.api_key)  # how many, never which
-    settings["http"]["admin_key"] = config.http.admin_key is not None
     return {
         "version": colocate.__version__,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},

@@ -52,7 +52,8 @@ class Console:
 
 
 def curl_line(url: str, model_name: str, needs_key: bool) -> str:
-    """A chat completion that works when pasted into a shell."""
+    """A chat completion that works when pasted into a shell, with a key once `KEY` is exported. It is printed and may
+    be logged: the key itself is never in it."""
     body = json.dumps({"model": model_name, "messages": [{"role": "user", "content": "What is colocate?"}]})
-    key = " -H 'Authorization: Bearer '\"$COLOCATE_API_KEY\"" if needs_key else ""
+    key = ' -H "Authorization: Bearer $KEY"' if needs_key else ""
     return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"

@@ -34,6 +34,8 @@ def run_daemon(config: ServeConfig) -> int:
             console.ready()
             console.line()
             console.line(f"  open {url}")
+            if config.http.api_key:
+                console.line("  export KEY=<your key> first, then")
             console.line(f"  {curl_line(url, startup.facts.model_name, bool(config.http.api_key))}")
 
         return _supervise(config, crew, console, startup, phases, on_ready)

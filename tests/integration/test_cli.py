@@ -10,12 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 import colocate
+from colocate.frontend.tokenizer import load_tokenizer
+from colocate.model.config import load_model_config
 from tests.daemon import start_daemon
+
+DEMO = Path(str(files("colocate.model") / "demo"))
 
 
 def _colocate(*arguments: str, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,8 +41,16 @@ def test_version() -> None:
 def test_help_names_every_topic_and_needs_no_torch() -> None:
     done = _colocate("serve", "--help")
     assert done.returncode == 0
-    for word in ("--kv-memory", "Device and partition", "Memory and scheduling", "HTTP", "(default 8000)"):
+    for word in (
+        "--kv-memory",
+        "Device and partition",
+        "Memory and scheduling",
+        "HTTP",
+        "(default 8000)",
+        "COLOCATE_NATIVE=0",
+    ):
         assert word in done.stdout
+    assert "[MODEL]" in done.stdout and "[[MODEL]]" not in done.stdout
     probe = "import sys, colocate.cli, colocate.runtime.daemon; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", probe], text=True).strip() == "False"
 
@@ -66,6 +79,31 @@ def test_generate_prints_the_text_alone_and_the_same_each_time() -> None:
     assert first.returncode == 0 and first.stderr == ""
     assert first.stdout.strip() and first.stdout == second.stdout
     assert _colocate(*arguments, "-", stdin="hello").stdout == first.stdout
+
+
+def test_variables_that_are_no_settings_are_left_alone(tmp_path: Path) -> None:
+    environment = {"COLOCATE_NATIVE": "0", "COLOCATE_CACHE_DIR": str(tmp_path)}
+    done = _colocate("generate", "--device", "emulated", "--max-tokens", "2", "hello", **environment)
+    assert done.returncode == 0, done.stderr
+    mistaken = _colocate("generate", "--device", "emulated", "hello", COLOCATE_NATIV="0")
+    assert mistaken.returncode == 2
+    assert "did you mean 'COLOCATE_NATIVE'?" in mistaken.stderr
+
+
+def test_generate_says_why_a_request_failed_on_the_way() -> None:
+    """Each prefill of the prompt raises, so the engine gives the request up after it was accepted."""
+    tokenizer, _ = load_tokenizer(DEMO, load_model_config(DEMO).vocab_size)
+    (token_id, *_) = tokenizer.encode(["hello"], add_special_tokens=False)[0]
+    fault = ("--fault", f"prefill:raise@token={token_id}")
+    done = _colocate("generate", "--device", "emulated", *fault, "--raw", "hello")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("colocate: InjectedFault: injected by a fault"), done.stderr
+
+
+def test_generate_says_why_the_engine_did_not_take_the_prompt() -> None:
+    done = _colocate("generate", "--device", "emulated", "hello", COLOCATE_MAX_QUEUE="0")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == "colocate: the queue is full (0 requests wait)\n"
 
 
 def test_generate_runs_the_real_model() -> None:
@@ -98,9 +136,9 @@ def test_an_event_log_of_a_live_run_replays_equal(tmp_path: Path) -> None:
 def test_the_printed_curl_line_works_when_pasted() -> None:
     with start_daemon("--api-key", "secret") as daemon:
         (line,) = [line.strip() for line in daemon.output.splitlines() if line.strip().startswith("curl ")]
-        done = subprocess.run(
-            ["bash", "-c", line], capture_output=True, text=True, env={**os.environ, "COLOCATE_API_KEY": "secret"}
-        )
+        assert "secret" not in daemon.output, "a key does not belong into a log"
+        assert "export KEY=<your key> first" in daemon.output
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env={**os.environ, "KEY": "secret"})
         assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
 
 

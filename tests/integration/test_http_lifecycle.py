@@ -244,11 +244,11 @@ class TestState:
         assert get(frontend, "/metrics").status_code == 200 and get(frontend, "/server_info").status_code == 200
 
     def test_server_info_keeps_secrets(self, tmp_path: Path) -> None:
-        frontend = start_frontend(write_model_dir(tmp_path), HttpSection(api_key=("sesame",), admin_key="open"))
+        frontend = start_frontend(write_model_dir(tmp_path), HttpSection(api_key=("sesame",)))
         try:
             response = httpx.get(f"{frontend.url}/server_info", headers={"authorization": "Bearer sesame"})
             assert response.status_code == 200 and response.json()["versions"]["torch"]
-            assert "sesame" not in response.text and "open" not in str(response.json()["config"]["http"])
+            assert "sesame" not in response.text
         finally:
             frontend.stop()
 
