@@ -5,8 +5,8 @@
     |-- RequestError       the client: carries an HTTP status, OpenAI's `type`, `param` and `code`.
     |   `-- Overloaded     the client, later: 429 with a retry hint.
     |-- ChannelClosed      a peer is gone or its stream of messages has a gap. The supervisor acts.
-    |-- WorkerLost         a worker died or fell silent. Retried on the keeper's memory.
     `-- InvariantError     a bug: carries the story of the object that moved illegally.
+        `-- FrameTooLarge  a message that no channel carries: whoever made it so large pays for it.
 
 No foreign exception reaches an HTTP client.
 """
@@ -62,13 +62,13 @@ class ChannelClosed(ColocateError):
     """The peer of a channel is gone, or a sequence number is missing: nothing more can be trusted from it."""
 
 
-class WorkerLost(ColocateError):
-    """A worker process is gone or silent."""
-
-
 class InvariantError(ColocateError):
     """An illegal transition or a broken invariant: a bug. `story` is the object's own history, newest last."""
 
     def __init__(self, message: str, story: tuple[str, ...] = ()) -> None:
         self.story = story
         super().__init__(message + "".join(f"\n  {line}" for line in story))
+
+
+class FrameTooLarge(InvariantError):
+    """A message over the frame limit. Nothing was sent; the channel is as it was."""

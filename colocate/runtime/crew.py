@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from colocate.config.serve import ServeConfig
 from colocate.messages.control import (
@@ -45,7 +45,6 @@ class Slot:
     next_incarnation: int = 1
     num_restarts: int = 0
     start_at_s: float | None = None
-    causes: list[str] = field(default_factory=list)
 
     @property
     def is_ready(self) -> bool:
@@ -173,7 +172,6 @@ class Crew:
         ended = child.reap()
         slot = self.slots[child.role]
         slot.child = None
-        slot.causes.append(ended.cause)
         self.board.clear(child.role)
         if child.role in WORKER_ROLES:
             self.tell(Role.ENGINE, WorkerGone(child.role, child.incarnation, ended.cause))

@@ -16,7 +16,6 @@ class RestartBudget:
         self._max_restarts = max_restarts
         self._window_s = window_s
         self._deaths_s: deque[float] = deque()
-        self.num_restarts = 0
 
     def on_death(self, now_s: float) -> float | None:
         """Seconds to wait before the restart, or None: more than `max_restarts` deaths in the window, give up."""
@@ -25,7 +24,6 @@ class RestartBudget:
         self._deaths_s.append(now_s)
         if len(self._deaths_s) > self._max_restarts:
             return None
-        self.num_restarts += 1
         if len(self._deaths_s) == 1:
             return 0.0
         return min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** (len(self._deaths_s) - 2))
