@@ -27,7 +27,9 @@ from stream_client import StreamRecord, percentile, stream
 
 PROMPT_TOKENS = 2048
 NUM_STREAMS = 4
-SERVER_FLAGS = ("--kv-memory", "1GiB", "--max-num-seqs", "16", "--dtype", "float32", "--log-level", "warning")
+# Two cores whatever the machine has: the arms name the plan p1d1.
+_UNITS = ("--units", "2")
+SERVER_FLAGS = (*_UNITS, "--kv-memory", "1GiB", "--max-num-seqs", "16", "--dtype", "float32", "--log-level", "warning")
 
 
 @dataclass(frozen=True)

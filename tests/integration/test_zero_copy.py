@@ -51,7 +51,8 @@ def page_frames(pid: int, mapping: Mapping, num_pages: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    with start_daemon("--device", "cpu", "--kv-memory", "64MiB", "--deterministic", "--plan", "static:p1d1") as running:
+    arguments = ("--device", "cpu", "--kv-memory", "64MiB", "--deterministic")
+    with start_daemon(*arguments, "--units", "2", "--plan", "static:p1d1") as running:
         yield running
 
 
