@@ -24,6 +24,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=512)]
 
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024  # entries; every choice and every batch it is in carries them in an engine message
 NO_EFFECT = "Accepted for compatibility, no effect."
 
 
@@ -44,15 +45,15 @@ class GenerationFields(_Strict):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Int | None = Field(1, ge=1, le=128, description="Choices per prompt.")
-    temperature: float | None = Field(1.0, ge=0, le=100, description="0 is greedy.")
+    temperature: float | None = Field(1.0, ge=0, le=100, description="Below 1e-5: greedy.")
     top_p: float | None = Field(1.0, gt=0, le=1)
     top_k: Int | None = Field(0, ge=-1, lt=2**31, description="0 or -1: off.")
     min_p: float | None = Field(0.0, ge=0, le=1)
-    repetition_penalty: float | None = Field(1.0, gt=0, le=100)
+    repetition_penalty: float | None = Field(1.0, ge=0.01, le=100)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Token id (as a string) to bias."
+        None, max_length=MAX_LOGIT_BIAS, description="Token id (as a string) to bias."
     )
     seed: Int | None = Field(None, ge=-(2**63), lt=2**63, description="Drawn at random where it is missing.")
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None

@@ -1,8 +1,11 @@
 """Logits to tokens.
 
-The order is the one vLLM's users know: log probabilities come from the raw logits; then logit bias, the `min_tokens`
-mask, repetition, presence and frequency penalties, temperature, top-k, top-p, min-p; then the draw, which is
+The order is the one vLLM's users know: log probabilities come from the raw logits; then logit bias, repetition,
+presence and frequency penalties, the `min_tokens` mask, temperature, top-k, top-p, min-p; then the draw, which is
 `argmax(logits / T + gumbel)` with the noise of `colocate.model.noise`.
+
+Parameters, however extreme, never fail a row: a batch holds rows of many clients. Adjusted scores stay finite, and
+every filter keeps the most likely token.
 
 A row is computed from its own logits and its own state alone, single-threaded and in double precision: batch, row
 index, thread count and worker have no influence on a single bit of the result.
@@ -27,6 +30,11 @@ from colocate.types import TokenId
 Float32s: TypeAlias = NDArray[np.float32]
 Float64s: TypeAlias = NDArray[np.float64]
 Int64s: TypeAlias = NDArray[np.int64]
+
+# Dividing by less would make any difference of logits decide the draw, and in the end overflow.
+_GREEDY_BELOW = 1e-5
+# Far beyond any logit (float32 ends at 3.4e38), and still finite when divided by the lowest temperature.
+_MAX_SCORE = 1e100
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,36 +100,43 @@ class Sampler:
         raw_best = int(row.argmax())  # NaN counts as the largest, so one look finds it
         _check_peak(index, row[raw_best])
         if _is_untouched(state):
-            if state.params.temperature == 0.0:
+            if _is_greedy(state):
                 return raw_best
             scores = row.astype(np.float64)
         else:
             scores = self._adjusted(row, state)
-            _check_peak(index, scores.max())
-            if state.params.temperature == 0.0:
+            if _is_greedy(state):
                 return int(scores.argmax())
         scores /= state.params.temperature
         return self._draw(scores, state)
 
     def _adjusted(self, row: Float32s, state: SampleState) -> Float64s:
-        """The logits after bias, mask and penalties, before temperature."""
+        """The logits after bias, penalties and mask, before temperature. The largest is finite."""
         params = state.params
         scores = row.astype(np.float64)
         for token_id, bias in params.logit_bias.items():
             if 0 <= token_id < self._vocab_size:
-                scores[token_id] += bias
+                scores[token_id] = _bounded(scores[token_id] + bias)
+        with np.errstate(over="ignore"):  # to infinity, which `_bounded` takes back
+            if params.repetition_penalty != 1.0:
+                # CTRL (arXiv 1909.05858, section 4.1), made to lower negative logits too
+                seen = np.unique(np.array([*state.prompt_token_ids, *state.output_token_ids], dtype=np.int64))
+                values, penalty = scores[seen], params.repetition_penalty
+                scores[seen] = _bounded(np.where(values > 0, values / penalty, values * penalty))
+            if params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
+                seen, counts = np.unique(np.array(state.output_token_ids, dtype=np.int64), return_counts=True)
+                scores[seen] = _bounded(scores[seen] - (params.frequency_penalty * counts + params.presence_penalty))
         if state.position < params.min_tokens:
-            masked = [t for t in (*params.eos_token_ids, *params.stop_token_ids) if 0 <= t < self._vocab_size]
-            scores[masked] = -np.inf
-        if params.repetition_penalty != 1.0:
-            # CTRL (arXiv 1909.05858, section 4.1), made to lower negative logits too
-            seen = np.unique(np.array([*state.prompt_token_ids, *state.output_token_ids], dtype=np.int64))
-            values = scores[seen]
-            scores[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-        if params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
-            seen, counts = np.unique(np.array(state.output_token_ids, dtype=np.int64), return_counts=True)
-            scores[seen] -= params.frequency_penalty * counts + params.presence_penalty
+            self._mask_ends(scores, params)
         return scores
+
+    def _mask_ends(self, scores: Float64s, params: SamplingParams) -> None:
+        """Rule out the tokens that would end the output, unless that leaves no token at all."""
+        masked = [t for t in (*params.eos_token_ids, *params.stop_token_ids) if 0 <= t < self._vocab_size]
+        kept = scores[masked]
+        scores[masked] = -np.inf
+        if not math.isfinite(scores.max()):
+            scores[masked] = kept
 
     def _draw(self, scores: Float64s, state: SampleState) -> TokenId:
         params = state.params
@@ -162,7 +177,8 @@ def _filtered(scores: Float64s, params: SamplingParams) -> Int64s | None:
     if params.top_p < 1.0:
         kept = _nucleus(scores, kept, params.top_p)
     if params.min_p > 0.0:
-        floor = scores.max() + math.log(params.min_p)
+        # Of those kept: where weights tie by rounding, top-p may have left out the very largest score.
+        floor = (scores if kept is None else scores[kept]).max() + math.log(params.min_p)
         kept = np.flatnonzero(scores >= floor) if kept is None else kept[scores[kept] >= floor]
     return kept
 
@@ -177,7 +193,8 @@ def _nucleus(scores: Float64s, kept: Int64s | None, top_p: float) -> Int64s:
     weights /= weights.sum()
     # Tokens below (1 - top_p) / n add up to less than 1 - top_p together, so none of them is in the set: most of a
     # large vocabulary need not be sorted.
-    likely = np.flatnonzero(weights >= (1.0 - top_p) / len(weights))
+    # `min` for weights so even that rounding decides.
+    likely = np.flatnonzero(weights >= min((1.0 - top_p) / len(weights), weights.max()))
     order = likely[np.argsort(-weights[likely], kind="stable")]
     before = np.cumsum(weights[order]) - weights[order]
     size = max(1, int(np.count_nonzero(before < top_p)))
@@ -198,8 +215,16 @@ def _is_untouched(state: SampleState) -> bool:
     )
 
 
+def _is_greedy(state: SampleState) -> bool:
+    return state.params.temperature < _GREEDY_BELOW
+
+
 def _is_plain_greedy(state: SampleState) -> bool:
-    return state.params.temperature == 0.0 and state.params.logprobs is None and _is_untouched(state)
+    return _is_greedy(state) and state.params.logprobs is None and _is_untouched(state)
+
+
+def _bounded(scores: Float64s) -> Float64s:
+    return np.clip(scores, -_MAX_SCORE, _MAX_SCORE)
 
 
 def _check_peak(index: int, peak: np.floating) -> None:
