@@ -8,9 +8,10 @@ from colocate.core.outbox import Outbox
 from colocate.core.queue import FcfsQueue
 from colocate.core.request import NEVER, AfterLeave, Ending, Request, Stage
 from colocate.core.settings import EngineSettings
+from colocate.core.suspects import Suspects
 from colocate.messages.client import OutputItem
 from colocate.messages.sampling import TokenLogprob
-from colocate.types import FinishReason, RequestId, TokenId
+from colocate.types import FinishReason, RequestId, Role, TokenId
 
 
 class Books:
@@ -26,6 +27,7 @@ class Books:
         "queue",
         "requests",
         "settings",
+        "suspects",
     )
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -35,24 +37,30 @@ class Books:
         self.requests: dict[RequestId, Request] = {}
         self.outbox = Outbox()
         self.drain_rate = DrainRate()
+        self.suspects = {Role.PREFILL: Suspects(), Role.DECODE: Suspects()}
         self.now_ns = 0
         self.num_preemptions = 0
         self.num_ignored = 0
 
     def commit(
-        self, request: Request, token_id: TokenId, logprob: TokenLogprob | None, finish: FinishReason | None
+        self,
+        request: Request,
+        token_id: TokenId,
+        logprob: TokenLogprob | None,
+        finish: FinishReason | None,
+        *,
+        with_times: bool = False,
     ) -> None:
         """One more output token, told to the frontend; with `finish`, the end as well."""
         request.output_token_ids.append(token_id)
-        prompt_logprobs = self.take_prompt_logprobs(request)
         self.outbox.outputs.append(
             OutputItem(
                 request.request_id,
                 [token_id],
                 finish,
                 [logprob] if logprob is not None else [],
-                prompt_logprobs,
-                request.times(self.now_ns) if finish is not None else None,
+                self.take_prompt_logprobs(request),
+                request.times(self.now_ns if finish is not None else 0) if with_times or finish is not None else None,
             )
         )
         if finish is not None:
@@ -88,6 +96,8 @@ class Books:
         """FINISHED: no worker touches its blocks any more; they return to the pool."""
         request.move(Stage.FINISHED, self.now_ns)
         self._release_blocks(request)
+        for suspects in self.suspects.values():
+            suspects.forget(request.request_id)
         del self.requests[request.request_id]
 
     def requeue(self, request: Request) -> None:

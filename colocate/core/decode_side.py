@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from colocate.core.books import Books
 from colocate.core.prefill_side import POISON_MESSAGE
 from colocate.core.request import NEVER, AfterLeave, Ending, Request, Stage
-from colocate.core.suspects import Suspects
 from colocate.messages.control import PoisonFailed
 from colocate.messages.decode import DecodeRow, StepReport, StepRow
 from colocate.messages.prefill import BatchFailed
@@ -18,16 +19,15 @@ PREEMPT_MARGIN_TOKENS = 2
 class DecodeSide:
     """`ready` holds READY requests, `rows` DECODING and LEAVING ones, `starved` the rows that wait for a block."""
 
-    __slots__ = ("_books", "num_masked", "online", "ready", "rows", "starved", "suspects")
+    __slots__ = ("_books", "online", "ready", "rows", "starved", "suspects")
 
     def __init__(self, books: Books) -> None:
         self._books = books
         self.ready: dict[RequestId, Request] = {}
         self.rows: dict[RequestId, Request] = {}
         self.starved: dict[RequestId, Request] = {}
-        self.suspects = Suspects()
+        self.suspects = books.suspects[Role.DECODE]
         self.online = False
-        self.num_masked = 0
 
     @property
     def busy(self) -> bool:
@@ -107,8 +107,8 @@ class DecodeSide:
             self._books.outbox.grow(request.request_id, request.incarnation, blocks)
         return True
 
-    def relieve(self) -> None:
-        """Feed starving rows, oldest first; preempt the youngest request where one is about to run dry.
+    def relieve(self, preempt_youngest: Callable[[], None]) -> None:
+        """Feed starving rows, oldest first; where one is about to run dry, the youngest request that holds blocks goes.
 
         Draining blocks count as freed soon: while there are any, nobody else is preempted.
         """
@@ -120,17 +120,18 @@ class DecodeSide:
                 continue
             if pool.num_draining or not any(self._runs_dry(starving) for starving in self.starved.values()):
                 return
-            self._preempt_youngest()
+            preempt_youngest()
 
     def _runs_dry(self, request: Request) -> bool:
         capacity = len(request.block_table) * self._books.pool.block_size
         return capacity - request.num_computed <= PREEMPT_MARGIN_TOKENS
 
-    def _preempt_youngest(self) -> None:
-        running = (request for request in self.rows.values() if request.stage is Stage.DECODING)
-        victim = max((*running, *self.ready.values()), key=lambda request: request.order)
-        victim.num_preemptions += 1
-        self._books.num_preemptions += 1
+    def preemptable(self) -> list[Request]:
+        """Whoever holds blocks in this phase and is not on its way out."""
+        running = [request for request in self.rows.values() if request.stage is Stage.DECODING]
+        return [*running, *self.ready.values()]
+
+    def preempt(self, victim: Request) -> None:
         if victim.stage is Stage.READY:
             del self.ready[victim.request_id]
             self._books.requeue(victim)
@@ -160,7 +161,6 @@ class DecodeSide:
             request = rows.get(request_id)
             if request is not None and request.incarnation == incarnation and request.stage is Stage.LEAVING:
                 self._let_go(request)
-        self.num_masked += len(message.masked)
 
     def _last_tokens(self, request: Request, step_row: StepRow) -> None:
         """A token of a row that ended with it, or that is on its way out. An aborted request says nothing more."""
@@ -177,7 +177,6 @@ class DecodeSide:
         """The worker dropped the row by itself: a leave under way is settled, its acknowledgement will be ignored."""
         del self.rows[request.request_id]
         self.starved.pop(request.request_id, None)
-        self.suspects.forget(request.request_id)
         if request.after_leave is not None:
             self._books.stop_draining(request)
 
@@ -188,7 +187,6 @@ class DecodeSide:
         books = self._books
         if request.stage is Stage.READY:
             del self.ready[request.request_id]
-            self.suspects.forget(request.request_id)
             books.forget(request)
             return
         if request.stage is Stage.LEAVING:
@@ -197,10 +195,7 @@ class DecodeSide:
         request.move(Stage.LEAVING, books.now_ns)
         self.starved.pop(request.request_id, None)
         books.start_draining(request, after)
-        if books.outbox.take_back_join(request.request_id):
-            self._let_go(request)
-        else:
-            books.outbox.leave(request.request_id, request.incarnation)
+        books.outbox.leave(request.request_id, request.incarnation)
 
     def _let_go(self, request: Request) -> None:
         del self.rows[request.request_id]
@@ -211,7 +206,6 @@ class DecodeSide:
         elif after is AfterLeave.REQUEUE:
             self._books.requeue(request)
         else:
-            self.suspects.forget(request.request_id)
             self._books.forget(request)
 
     # -- loss ------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from colocate.messages.client import Abort, Rejected, StateQuery, Submit
 from colocate.messages.control import Drain, FrontendGone, PlanApplied, Tick, WorkerGone, WorkerHello
 from colocate.messages.decode import StepReport
 from colocate.messages.prefill import BatchFailed, PrefillCancelled, PrefillDone
-from colocate.types import FinishReason, RequestId, Role
+from colocate.types import WORKER_ROLES, FinishReason, RequestId, Role
 
 Event: TypeAlias = (
     Submit
@@ -61,6 +61,8 @@ class Engine:
         self.plan = self.policy.first
         self.ledger = SwitchLedger(self.plan, settings.first_plan_seq)
         self.draining = False
+        # A worker of the epoch before may write to any block until it said Hello here, or is dead.
+        self._met: set[Role] = set()
         self._handlers: dict[type[Struct], Callable[[Any], None]] = {
             Submit: self._submit,
             Abort: self._abort,
@@ -84,9 +86,10 @@ class Engine:
         self.ledger.account(now_ns, self.prefill.busy or self.decode.busy)
         self._handlers[type(event)](event)
         if self.decode.starved:
-            self.decode.relieve()
+            self.decode.relieve(self._preempt_youngest)
         self.decode.fill()
-        self.prefill.schedule(self.decode.num_rows, bool(self.decode.starved))
+        if len(self._met) == len(WORKER_ROLES):
+            self.prefill.schedule(self.decode.num_rows, bool(self.decode.starved))
         self._decide_plan()
         return books.outbox.take()
 
@@ -160,8 +163,6 @@ class Engine:
             return
         if request.stage is Stage.WAITING:
             self.books.queue.remove(request_id)
-            self.prefill.suspects.forget(request_id)
-            self.decode.suspects.forget(request_id)
             self.books.forget(request)
         elif request.stage in (Stage.PREFILLING, Stage.CANCELLING):
             self.prefill.cancel(request, AfterLeave.FINISH)
@@ -197,9 +198,20 @@ class Engine:
             books.end(request, Ending(FinishReason.LENGTH))
             return
         finish = finish_after(request.params, len(request.output_token_ids), token_id)
-        books.commit(request, token_id, logprob, finish)
+        books.commit(request, token_id, logprob, finish, with_times=True)
         if finish is None:
             self.decode.hand_over(request)
+
+    def _preempt_youngest(self) -> None:
+        """Somebody must give up blocks: the youngest of all that hold some, in whichever phase."""
+        prefilling = [request for request in self.prefill.running.values() if request.stage is Stage.PREFILLING]
+        victim = max((*self.decode.preemptable(), *prefilling), key=lambda request: request.order)
+        victim.num_preemptions += 1
+        self.books.num_preemptions += 1
+        if victim.stage is Stage.PREFILLING:
+            self.prefill.cancel(victim, AfterLeave.REQUEUE)
+        else:
+            self.decode.preempt(victim)
 
     def _batch_failed(self, message: BatchFailed) -> None:
         if message.role == Role.PREFILL:
@@ -208,13 +220,15 @@ class Engine:
             self.decode.failed(message)
 
     def _worker_hello(self, message: WorkerHello) -> None:
+        self._met.add(message.role)
         if message.role is Role.PREFILL:
             self.prefill.online = True
         else:
             self.decode.online = True
 
     def _worker_gone(self, message: WorkerGone) -> None:
-        self.ledger.interrupt()
+        self._met.add(message.role)
+        self.ledger.lost(message.role)
         if message.role is Role.PREFILL:
             self.prefill.lost(message.kv_trusted)
         else:

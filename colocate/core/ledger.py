@@ -73,9 +73,9 @@ class SwitchLedger:
         if last is None or seq != last.seq:
             return
         if role is Role.PREFILL:
-            last.prefill_applied_ns = applied_ns
+            last.prefill_applied_ns = last.prefill_applied_ns or applied_ns  # a successor applies the same plan again
         else:
-            last.decode_applied_ns = applied_ns
+            last.decode_applied_ns = last.decode_applied_ns or applied_ns
         if last.prefill_applied_ns and last.decode_applied_ns and not last.interrupted:
             self.latencies_ns.append(max(last.prefill_applied_ns, last.decode_applied_ns) - last.decided_ns)
 
@@ -83,6 +83,11 @@ class SwitchLedger:
         """A worker is gone, or not there yet: a switch that is under way has no latency to learn from."""
         if self.last is not None:
             self.last.interrupted = True
+
+    def lost(self, role: Role) -> None:
+        """This worker is gone: no plan is in force before its successor has applied one."""
+        self._applied[role] = 0
+        self.interrupt()
 
     def in_force(self) -> str:
         """The plan that both workers applied, or SWITCHING."""

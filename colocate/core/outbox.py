@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from collections.abc import Callable
+from typing import Literal, TypeAlias, TypeVar
 
 from msgspec import Struct
 
@@ -11,6 +12,11 @@ from colocate.messages.control import PoisonFailed
 from colocate.messages.decode import DecodeRow, DecodeUpdate
 from colocate.messages.prefill import PrefillBatch, PrefillCancel
 from colocate.types import BlockId, Incarnation, RequestId
+
+T = TypeVar("T")
+
+# A number takes at most 9 bytes in MessagePack, so a piece stays far below the 16 MiB limit of a frame.
+MESSAGE_TOKENS = 400_000
 
 Destination: TypeAlias = Literal["board", "prefill", "decode", "frontend", "supervisor"]
 
@@ -34,6 +40,32 @@ class Command(Struct, frozen=True, array_like=True):
     message: CommandMessage
 
 
+def join_tokens(row: DecodeRow) -> int:
+    """How many numbers a joining row carries: its block table, and the tokens that penalties read."""
+    sample = row.sample
+    num_biases = 2 * len(sample.params.logit_bias)
+    return len(row.block_table) + len(sample.prompt_token_ids) + len(sample.output_token_ids) + num_biases
+
+
+def output_tokens(item: OutputItem) -> int:
+    """How many numbers an output carries, log-probabilities of a whole prompt among them."""
+    return 1 + sum(2 * len(entry.top) + 1 for entry in (*item.prompt_logprobs, *item.logprobs))
+
+
+def in_pieces(items: list[T], size_of: Callable[[T], int]) -> list[list[T]]:
+    """The items in order, cut so that no piece is over MESSAGE_TOKENS unless one item alone is."""
+    pieces: list[list[T]] = []
+    room = 0
+    for item in items:
+        size = size_of(item)
+        if not pieces or size > room:
+            pieces.append([])
+            room = MESSAGE_TOKENS
+        pieces[-1].append(item)
+        room -= size
+    return pieces
+
+
 class Outbox:
     """Filled while one event is handled, emptied by `take`."""
 
@@ -53,14 +85,6 @@ class Outbox:
 
     def join(self, row: DecodeRow) -> None:
         self._joins.append(row)
-
-    def take_back_join(self, request_id: RequestId) -> bool:
-        """True if the row's join was still here: the worker will never hear of it."""
-        for index, row in enumerate(self._joins):
-            if row.request_id == request_id:
-                del self._joins[index]
-                return True
-        return False
 
     def leave(self, request_id: RequestId, incarnation: Incarnation) -> None:
         self._leaves.append((request_id, incarnation))
@@ -84,7 +108,9 @@ class Outbox:
             commands.append(Command("board", self._plan))
             self._plan = None
         if self._joins or self._leaves or self._grows:
-            commands.append(Command("decode", DecodeUpdate(self._joins, self._leaves, self._grows)))
+            first, *more = in_pieces(self._joins, join_tokens) or [[]]
+            commands.append(Command("decode", DecodeUpdate(first, self._leaves, self._grows)))
+            commands += [Command("decode", DecodeUpdate(joins)) for joins in more]
             self._joins, self._leaves, self._grows = [], [], []
         if self._cancels:
             commands.append(Command("prefill", PrefillCancel(self._cancels)))
@@ -93,6 +119,6 @@ class Outbox:
             commands += self._others
             self._others = []
         if self.outputs:
-            commands.append(Command("frontend", Outputs(self.outputs)))
+            commands += [Command("frontend", Outputs(items)) for items in in_pieces(self.outputs, output_tokens)]
             self.outputs = []
         return commands

@@ -14,8 +14,8 @@ from colocate.errors import ConfigError
 class LoadView:
     """What a policy may look at."""
 
-    prefill_busy: bool  # a prompt waits for a forward or runs one
-    decode_busy: bool  # a row is in the standing batch or about to join it
+    prefill_busy: bool  # a forward is with the prefill worker
+    decode_busy: bool  # a row is in the standing batch
     current: Plan
 
 

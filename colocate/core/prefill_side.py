@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from colocate.core.books import Books
 from colocate.core.request import AfterLeave, Ending, Request, Stage
-from colocate.core.suspects import Suspects
 from colocate.messages.control import PoisonFailed
 from colocate.messages.prefill import (
     BatchFailed,
@@ -49,7 +48,7 @@ class PrefillSide:
         self._next_batch_id = 1
         self.batches: deque[BatchInFlight] = deque()
         self.running: dict[int, Request] = {}
-        self.suspects = Suspects()
+        self.suspects = books.suspects[Role.PREFILL]
         self.online = False
 
     @property
@@ -169,12 +168,15 @@ class PrefillSide:
         return finished
 
     def _land(self, batch_id: int) -> list[Chunk]:
-        """The worker is through with its oldest batch: the chunks whose requests go on. Cancelled ones are let go."""
-        if not self.batches or self.batches[0].batch_id != batch_id:
+        """The worker is through with this batch, its oldest unless it never got it: the chunks whose requests go on.
+        Cancelled ones are let go."""
+        batch = next((batch for batch in self.batches if batch.batch_id == batch_id), None)
+        if batch is None:
             self._books.num_ignored += 1
             return []
+        self.batches.remove(batch)
         landed: list[Chunk] = []
-        for chunk in self.batches.popleft().chunks:
+        for chunk in batch.chunks:
             request = chunk.request
             if chunk.incarnation != request.incarnation or request.request_id not in self.running:
                 continue
@@ -208,7 +210,6 @@ class PrefillSide:
         if self._books.stop_draining(request) is AfterLeave.REQUEUE:
             self._books.requeue(request)
         else:
-            self.suspects.forget(request.request_id)
             self._books.forget(request)
 
     def failed(self, message: BatchFailed) -> None:

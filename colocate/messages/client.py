@@ -37,7 +37,7 @@ class StateQuery(Struct, frozen=True, tag=True):
 
 
 class RequestTimes(Struct, frozen=True, array_like=True):
-    """Monotonic nanoseconds. Queue time is `scheduled - arrival`; 0 where the request never got so far."""
+    """Monotonic nanoseconds. Queue time is `scheduled - arrival`; 0 where the request has not got so far."""
 
     arrival_ns: int
     scheduled_ns: int
@@ -54,7 +54,7 @@ class OutputItem(Struct, frozen=True, array_like=True, omit_defaults=True):
     finish: FinishReason | None = None
     logprobs: list[TokenLogprob] = []
     prompt_logprobs: list[TokenLogprob] = []  # with the first item only
-    times: RequestTimes | None = None  # with `finish`
+    times: RequestTimes | None = None  # with the first token after a prefill, and with `finish`
     error: str | None = None
 
 

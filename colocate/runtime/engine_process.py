@@ -8,9 +8,11 @@ worker, which pauses. Nothing is dropped.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
@@ -19,7 +21,8 @@ from colocate import __version__
 from colocate.core.engine import Engine, Event
 from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
-from colocate.errors import ChannelClosed
+from colocate.errors import ChannelClosed, ConfigError, FrameTooLarge
+from colocate.messages.client import Abort, OutputItem, Outputs
 from colocate.messages.control import (
     ChannelBroken,
     ChildReady,
@@ -32,16 +35,21 @@ from colocate.messages.control import (
     WorkerGone,
     WorkerStarting,
 )
+from colocate.messages.decode import DecodeUpdate
+from colocate.messages.prefill import BatchFailed, PrefillBatch
 from colocate.messages.spec import ProcessSpec
-from colocate.telemetry.event_log import EventLogWriter, LogHeader
+from colocate.telemetry.event_log import LOG_VERSION, EventLogWriter, LogHeader
 from colocate.transport.board import Board
 from colocate.transport.channel import Channel
 from colocate.transport.control import ControlChannel
 from colocate.transport.waiting import Waiter, wait
 from colocate.transport.zmq_channel import bind_for_frontend, bind_for_worker
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import WORKER_ROLES, FinishReason, Role
+
+_log = logging.getLogger(__name__)
 
 TICK_S = 0.1
+RETRY_S = 0.002  # while a channel is full
 # How long a dead peer's last messages may take from the kernel's buffer to ours.
 LAST_WORDS_S = 0.005
 MAX_EVENTS_PER_TURN = 64
@@ -75,6 +83,7 @@ class EngineDriver:
         self._engine = Engine(settings)
         self._log = _open_log(spec, settings)
         self._running = True
+        self._undelivered: deque[Event] = deque()
         self._next_tick_ns = 0
         self._open_channel(Role.FRONTEND, spec.engine_address)
         self._carry_out(self._engine.first_commands())
@@ -85,17 +94,21 @@ class EngineDriver:
             while self._running:
                 self.turn()
         finally:
-            if self._log is not None:
-                self._log.close()
+            self._record(EventLogWriter.close)
             for channel in self._channels.values():
                 channel.close()
 
     def turn(self) -> None:
         """Wait for anything to happen, then handle what has."""
-        timeout_s = 0.001 if any(self._backlog.values()) else max(self._next_tick_ns - time.monotonic_ns(), 0) / 1e9
-        self._waiter.wait(timeout_s)
+        timeout_s = max(self._next_tick_ns - time.monotonic_ns(), 0) / 1e9
+        if self._backlog.get(Role.FRONTEND):  # the workers wait: what they have said must not wake us
+            self._frontend_waiter.wait(min(timeout_s, RETRY_S))
+        else:
+            self._waiter.wait(RETRY_S if any(self._backlog.values()) else timeout_s)
         self._flush_backlog()
         self._read_control()
+        while self._undelivered:
+            self._handle(self._undelivered.popleft())
         for role in list(self._channels):
             if role is Role.FRONTEND or not self._backlog.get(Role.FRONTEND):
                 self._read_channel(role)
@@ -104,17 +117,25 @@ class EngineDriver:
             self._next_tick_ns = now_ns + int(TICK_S * 1e9)
             self._board.beat(Role.ENGINE, now_ns)
             self._handle(Tick())
-            if self._log is not None:
-                self._log.flush()
+            self._record(EventLogWriter.flush)
 
     # -- events in -------------------------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
         now_ns = time.monotonic_ns()
         commands = self._engine.handle(event, now_ns)
-        if self._log is not None:
-            self._log.record(now_ns, event, commands)
+        self._record(lambda log: log.record(now_ns, event, commands))
         self._carry_out(commands)
+
+    def _record(self, write: Callable[[EventLogWriter], None]) -> None:
+        """A disk that is full ends the log, not the service."""
+        if self._log is None:
+            return
+        try:
+            write(self._log)
+        except OSError as error:
+            _log.error("the event log ends here: %s", error)
+            self._log = None
 
     def _read_channel(self, role: Role) -> None:
         channel = self._channels.get(role)
@@ -188,13 +209,36 @@ class EngineDriver:
         if channel is None:
             return
         backlog = self._backlog.get(role)
-        if backlog or not channel.send(message):
-            self._backlog.setdefault(role, deque()).append(message)
+        try:
+            if backlog or not channel.send(message):
+                self._backlog.setdefault(role, deque()).append(message)
+        except FrameTooLarge as error:
+            self._undeliverable(message, error)
+
+    def _undeliverable(self, message: Struct, error: FrameTooLarge) -> None:
+        """The core cuts messages to size, so one request alone made this one too large: it fails, nobody else does."""
+        _log.error("a %s was not sent", type(message).__name__, exc_info=error)
+        if isinstance(message, PrefillBatch):
+            rows = [(row.request_id, row.incarnation) for row in message.rows]
+            self._undelivered.append(BatchFailed(Role.PREFILL, rows, message.batch_id, str(error)))
+        elif isinstance(message, DecodeUpdate):
+            rows = [(row.request_id, row.incarnation) for row in message.joins]
+            self._undelivered.append(BatchFailed(Role.DECODE, rows, -1, str(error)))
+        elif isinstance(message, Outputs):
+            failed = [OutputItem(item.request_id, [], FinishReason.ERROR, error=str(error)) for item in message.items]
+            self._send(Role.FRONTEND, Outputs(failed))
+            self._undelivered.append(Abort([item.request_id for item in message.items]))
 
     def _flush_backlog(self) -> None:
         for role, backlog in self._backlog.items():
             channel = self._channels.get(role)
-            while backlog and channel is not None and channel.send(backlog[0]):
+            while backlog and channel is not None:
+                try:
+                    if not channel.send(backlog[0]):
+                        break
+                except FrameTooLarge as error:
+                    self._undeliverable(backlog.popleft(), error)
+                    break  # what it left behind goes at the next turn
                 backlog.popleft()
 
     def _open_channel(self, role: Role, address: str) -> None:
@@ -204,6 +248,8 @@ class EngineDriver:
 
     def _watch(self) -> None:
         self._waiter = Waiter([self._control, *self._channels.values()])
+        frontend = [self._channels[Role.FRONTEND]] if Role.FRONTEND in self._channels else []
+        self._frontend_waiter = Waiter([self._control, *frontend])
 
     def _close_channel(self, role: Role) -> None:
         self._backlog.pop(role, None)
@@ -218,9 +264,14 @@ def _open_log(spec: ProcessSpec, settings: EngineSettings) -> EventLogWriter | N
     if directory is None:
         return None
     path = Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
-    header = LogHeader(1, __version__, spec.run_id, spec.epoch, settings)
-    return EventLogWriter(path / f"engine-{spec.run_id}-{spec.epoch}.log", header)
+    header = LogHeader(LOG_VERSION, __version__, spec.run_id, spec.epoch, settings)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        return EventLogWriter(path / f"engine-{spec.run_id}-{spec.epoch}.log", header)
+    except OSError as error:
+        raise ConfigError(
+            "event-log", f"cannot write to {path}: {error.strerror}", "name a writable directory"
+        ) from error
 
 
 def run_engine(spec: ProcessSpec, control: ControlChannel, board: Board) -> None:

@@ -30,7 +30,7 @@ _APPLIED = {role: (10 + 2 * index) * _LINE for index, role in enumerate(WORKER_R
 _PROGRESS = {role: (11 + 2 * index) * _LINE for index, role in enumerate(WORKER_ROLES)}
 _HELD_OFFSET = 8  # within the applied line: a word of its own
 
-_INDEX_BITS = 8
+_INDEX_BITS = 16
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
 _MAX_READS = 10_000
 

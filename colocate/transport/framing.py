@@ -13,7 +13,7 @@ from typing import Any, Union
 import msgspec
 from msgspec import Struct
 
-from colocate.errors import ChannelClosed, InvariantError
+from colocate.errors import ChannelClosed, FrameTooLarge, InvariantError
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 
@@ -51,7 +51,7 @@ class Framer:
         """The frame of the next message. It counts as sent only after `mark_sent`, so a refused send leaves no gap."""
         payload = self._encode(message)
         if len(payload) > self.max_frame_bytes:
-            raise InvariantError(
+            raise FrameTooLarge(
                 f"a {type(message).__name__} of {len(payload)} bytes is over the channel's limit of "
                 f"{self.max_frame_bytes} bytes; split it"
             )

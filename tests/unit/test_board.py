@@ -24,7 +24,7 @@ def board() -> Iterator[Board]:
 
 
 def test_every_field_has_its_own_place(board: Board) -> None:
-    board.set_plan((1 << 55) - 1, 255)
+    board.set_plan((1 << 47) - 1, 65535)
     for number, role in enumerate(Role, start=1):
         board.beat(role, number)
     for number, role in enumerate(WORKER_ROLES, start=1):
@@ -32,7 +32,7 @@ def test_every_field_has_its_own_place(board: Board) -> None:
         board.set_held(role, 70 + number)
         board.set_progress(role, 40 + number, 10**18 - number)
     peer = Board.attach(board.fd)
-    assert peer.plan() == PlanWord((1 << 55) - 1, 255)
+    assert peer.plan() == PlanWord((1 << 47) - 1, 65535)
     assert [peer.beat_of(role) for role in Role] == list(range(1, len(Role) + 1))
     for number, role in enumerate(WORKER_ROLES, start=1):
         assert peer.applied(role) == Applied(100 + number, number, 10**18 + number)
@@ -69,7 +69,7 @@ def test_a_foreign_descriptor_is_refused() -> None:
 
 def test_a_plan_index_must_fit_the_word(board: Board) -> None:
     with pytest.raises(InvariantError):
-        board.set_plan(1, 256)
+        board.set_plan(1, 65536)
 
 
 _WRITER = """

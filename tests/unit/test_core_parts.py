@@ -6,14 +6,21 @@ import pytest
 
 from colocate.core.blocks import BlockPool
 from colocate.core.drain_rate import MAX_RETRY_S, DrainRate
+from colocate.core.engine import Engine
 from colocate.core.ledger import SWITCHING, SwitchLedger
+from colocate.core.outbox import MESSAGE_TOKENS, in_pieces
 from colocate.core.plan import build_plan_table
 from colocate.core.queue import FcfsQueue
 from colocate.core.request import TRANSITIONS, Request, Stage
+from colocate.core.settings import EngineSettings
 from colocate.core.stop import finish_after
 from colocate.errors import InvariantError
+from colocate.messages.client import Submit
+from colocate.messages.control import WorkerGone, WorkerHello
+from colocate.messages.prefill import PrefillBatch
 from colocate.messages.sampling import SamplingParams
 from colocate.types import FinishReason, Role
+from tests.property.engine_world import World
 
 
 def make_request(request_id: int, arrival_ns: int = 0, priority: int = 0) -> Request:
@@ -169,3 +176,44 @@ def test_retry_after_follows_the_rate_at_which_the_queue_drains() -> None:
         rate.left_queue(index * 50_000_000)  # 20 per second for 100 s
     assert rate.retry_after_s(200, 100_000_000_000) == pytest.approx(5.0, rel=0.1)
     assert rate.retry_after_s(1, 100_000_000_000) == 1.0
+
+
+@pytest.mark.parametrize("first", [Role.PREFILL, Role.DECODE])
+def test_no_block_is_given_out_before_both_workers_are_known(first: Role) -> None:
+    """A worker of the epoch before may still write to any block until it said Hello, or is dead."""
+    settings = EngineSettings(
+        num_blocks=8, block_size=4, max_num_seqs=2, max_num_batched_tokens=8, max_queue=2, total_units=2
+    )
+    second = Role.DECODE if first is Role.PREFILL else Role.PREFILL
+    for meet_second in (WorkerHello(second, 1, 2, 1), WorkerGone(second, 1, "killed")):
+        engine = Engine(settings)
+        engine.handle(WorkerHello(first, 1, 2, 1), 1)
+        engine.handle(Submit(1, [1, 2, 3], SamplingParams(max_tokens=4), 1), 2)
+        assert engine.books.pool.num_free == 8
+        commands = engine.handle(meet_second, 3) + engine.handle(WorkerHello(second, 2, 2, 1), 4)
+        assert any(isinstance(command.message, PrefillBatch) for command in commands)
+
+
+def test_the_youngest_gives_way_whatever_its_phase() -> None:
+    """An old row starves while a younger prompt holds the pool in prefill: the prompt is the victim."""
+    settings = EngineSettings(
+        num_blocks=6, block_size=4, max_num_seqs=4, max_num_batched_tokens=4, max_queue=4, total_units=2
+    )
+    world = World(settings)
+    for role in (Role.PREFILL, Role.DECODE):
+        world.start(role)
+    old = world.submit(4, 12)
+    world.prefill_read()
+    world.prefill_run()
+    young = world.submit(12, 2)
+    for _ in range(6):
+        world.decode_turn()
+    assert world.engine.books.requests[old].num_preemptions == 0
+    assert world.engine.books.requests[young].num_preemptions == 1
+    world.run_until_quiet()
+    world.check_end()
+
+
+def test_large_messages_are_cut_in_order() -> None:
+    pieces = in_pieces([3, MESSAGE_TOKENS - 3, 1, MESSAGE_TOKENS * 2, 5], lambda size: size)
+    assert pieces == [[3, MESSAGE_TOKENS - 3], [1], [MESSAGE_TOKENS * 2], [5]]
