@@ -100,9 +100,10 @@ def test_records_are_never_torn_while_another_process_hammers(board: Board) -> N
     writer = _start_writer(board)
     try:
         seen = set()
-        deadline = time.monotonic() + 1.5
+        started = time.monotonic()
         last = 0
-        while time.monotonic() < deadline:
+        # On a busy machine the two take turns: go on until they have truly met.
+        while time.monotonic() < started + 1.5 or (len(seen) <= 100 and time.monotonic() < started + 60):
             seq, plan_index = board.plan()
             assert seq & 0xFF == plan_index
             assert seq >= last, "the plan went backwards"
