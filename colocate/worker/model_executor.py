@@ -5,6 +5,7 @@ Both map the keeper's two segments; the loops own queues, rows and reports. Noth
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from colocate.model.sampler import Sampler
 from colocate.types import Incarnation, RequestId
 from colocate.worker.executor import StandingRow, StepTokens
 
-_LOGPROB_ROWS = 64  # prompt places scored at once: bounds the logits held to 64 x vocab_size floats
+_LOGPROB_ROWS = 64  # prompt places scored in one slice: bounds its time, and the logits held to 64 x vocab_size floats
 
 
 class _Mapped:
@@ -84,6 +85,17 @@ class _LiveRow:
     row: PrefillRow
     span: PrefillSpan
 
+    @property
+    def key(self) -> tuple[RequestId, Incarnation]:
+        return self.row.request_id, self.row.incarnation
+
+    @property
+    def num_targets(self) -> int:
+        """How many places are to be scored: every token's successor, where it is known."""
+        if self.row.prompt_logprobs is None:
+            return 0
+        return len(self.row.token_ids) - (self.row.next_token_id is None)
+
 
 class ModelPrefillForward:
     """Implements `PrefillForward`. Owns its hidden states, so a forward may be set aside between slices."""
@@ -94,30 +106,37 @@ class ModelPrefillForward:
         self._next_layer = 0
         self._hidden: Tensor | None = None
         self._rows: list[_LiveRow] = []
+        self._scores: dict[tuple[RequestId, Incarnation], list[TokenLogprob]] = defaultdict(list)
         self._results: list[PrefillRowDone] | None = None
         with torch.inference_mode():
             self._pack(rows)
 
     @torch.inference_mode()
     def run_slice(self) -> bool:
-        """The first slice embeds; the last one also computes the logits of the places asked for, and samples."""
+        """Some layers, or after them one piece of a prompt to score. The first slice embeds, the last samples.
+
+        A scored prompt needs a pass over the vocabulary per token, which may take longer than all layers together.
+        """
         if not self._rows:
             self._results = []
             return True
         model, num_layers = self._mapped.model, self._mapped.config.num_layers
         if self._hidden is None:
             self._hidden = model.embed(self._token_ids)
-        stop = min(self._next_layer + self._layers_per_slice, num_layers)
-        model.run_layers(self._hidden, self._next_layer, stop, self._packed)
-        self._next_layer = stop
-        if stop < num_layers:
+        if self._next_layer < num_layers:
+            stop = min(self._next_layer + self._layers_per_slice, num_layers)
+            model.run_layers(self._hidden, self._next_layer, stop, self._packed)
+            self._next_layer = stop
+        elif (live := self._next_unscored()) is not None:
+            self._score_piece(live, self._hidden)
+        if self._next_layer < num_layers or self._next_unscored() is not None:
             return False
         self._results = self._finish(self._hidden)
         return True
 
     @torch.inference_mode()
     def drop_rows(self, rows: set[tuple[RequestId, Incarnation]]) -> None:
-        kept = [live for live in self._rows if (live.row.request_id, live.row.incarnation) not in rows]
+        kept = [live for live in self._rows if live.key not in rows]
         if len(kept) == len(self._rows):
             return
         if self._hidden is not None and kept:
@@ -129,7 +148,7 @@ class ModelPrefillForward:
     def results(self) -> list[PrefillRowDone]:
         if self._results is None:
             raise InvariantError("results of a prefill forward were asked for before its last slice")
-        alive = {(live.row.request_id, live.row.incarnation) for live in self._rows}
+        alive = {live.key for live in self._rows}
         return [done for done in self._results if (done.request_id, done.incarnation) in alive]
 
     def _pack(self, rows: Sequence[PrefillRow]) -> None:
@@ -168,24 +187,23 @@ class ModelPrefillForward:
         results = []
         for live in self._rows:
             token_id, logprob = tokens.get(live.span.first, (None, None))
-            scores = self._prompt_logprobs(live, hidden)
             row = live.row
-            results.append(PrefillRowDone(row.request_id, row.incarnation, token_id, logprob, scores))
+            results.append(PrefillRowDone(row.request_id, row.incarnation, token_id, logprob, self._scores[live.key]))
         return results
 
-    def _prompt_logprobs(self, live: _LiveRow, hidden: Tensor) -> list[TokenLogprob]:
-        row, span = live.row, live.span
-        if row.prompt_logprobs is None:
-            return []
-        targets = list(row.token_ids[1:])
-        if row.next_token_id is not None:
+    def _next_unscored(self) -> _LiveRow | None:
+        return next((live for live in self._rows if len(self._scores[live.key]) < live.num_targets), None)
+
+    def _score_piece(self, live: _LiveRow, hidden: Tensor) -> None:
+        row, scores = live.row, self._scores[live.key]
+        assert row.prompt_logprobs is not None
+        first = len(scores)
+        targets = list(row.token_ids[first + 1 : first + 1 + _LOGPROB_ROWS])
+        if len(targets) < _LOGPROB_ROWS and row.next_token_id is not None:
             targets.append(row.next_token_id)
-        scores: list[TokenLogprob] = []
-        for begin in range(0, len(targets), _LOGPROB_ROWS):
-            chunk = targets[begin : begin + _LOGPROB_ROWS]
-            logits = self._mapped.model.logits(hidden[span.first + begin : span.first + begin + len(chunk)])
-            scores += self._mapped.sampler.prompt_logprobs(logits, chunk, row.prompt_logprobs)
-        return scores
+        place = live.span.first + first
+        logits = self._mapped.model.logits(hidden[place : place + len(targets)])
+        scores += self._mapped.sampler.prompt_logprobs(logits, targets, row.prompt_logprobs)
 
 
 class ModelDecodeExecutor:

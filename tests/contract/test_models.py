@@ -219,3 +219,37 @@ def test_rows_join_leave_and_grow(llama: Checkpoint, kernels: str) -> None:
     for row, tokens in zip(rows, alone, strict=True):
         assert len(row.output_token_ids) > 1
         assert row.output_token_ids == tokens[: len(row.output_token_ids)]
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 200])
+def test_prompts_are_scored_piece_by_piece(llama: Checkpoint, length: int) -> None:
+    """Never more than 64 places between two boundaries, and the same scores however rows and pieces fall."""
+    harness = Harness.load(llama[0])
+    prompt, other = prompts_of((length, 130), harness.config.vocab_size)
+    forwards = []
+    for after in (None, 5):
+        rows = [
+            PrefillRow(2, 1, other, 0, harness.allocate(len(other)), None, 3),
+            PrefillRow(1, 1, prompt, 0, harness.allocate(length), None, 3, after),
+        ]
+        forward = harness.prefill.begin(PrefillBatch(1, rows))
+        num_slices = 1
+        while not forward.run_slice():
+            num_slices += 1
+        num_targets = length if after is not None else length - 1
+        assert num_slices == harness.config.num_layers + 3 + -(-num_targets // 64)
+        forwards.append({row.request_id: row.prompt_logprobs for row in forward.results()})
+    assert len(forwards[0][1]) == length - 1 and len(forwards[1][1]) == length
+    forward = harness.prefill.begin(PrefillBatch(2, rows))
+    for _ in range(harness.config.num_layers + 1):
+        assert not forward.run_slice()
+    forward.drop_rows({(2, 1)})  # after one piece of it: the other row moves to the front
+    while not forward.run_slice():
+        pass
+    [alone] = forward.results()
+    assert len(alone.prompt_logprobs) == length
+    for kept, scored in zip(alone.prompt_logprobs, forwards[1][1], strict=True):
+        assert kept.logprob == pytest.approx(scored.logprob, abs=1e-5)
+    wanted = reference_logits(llama[1], prompt)[:-1].log_softmax(-1)
+    for place, scored in enumerate(forwards[0][1]):
+        assert scored.logprob == pytest.approx(float(wanted[place, prompt[place + 1]]), abs=1e-3)
