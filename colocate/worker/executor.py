@@ -17,7 +17,7 @@ from colocate.types import BlockId, Incarnation, RequestId, TokenId
 
 
 class PrefillForward(Protocol):
-    """One forward under way. Owned by the executor that began it; at most one at a time (two with a set-aside)."""
+    """One forward under way. Owned by the executor that began it; at most one at a time."""
 
     def run_slice(self) -> bool:
         """Run the next layer slice on the units in force now. True once all layers and the sampling are done.
