@@ -99,7 +99,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Until everything has stopped. Returns the exit code; raises ConfigError where a start was refused."""
-        restore = self._catch_signals()
+        release = self._catch_signals()
         try:
             for role in START_ORDER:
                 self._start(role)
@@ -107,7 +107,7 @@ class Supervisor:
                 self._turn()
         finally:
             self._end_everything()
-            restore()
+            release()
         if self._refusal is not None:
             raise self._refusal
         return self._exit_code
@@ -275,17 +275,19 @@ class Supervisor:
         self._selector.register(self._signals_in, selectors.EVENT_READ, None)
         old_wakeup = signal.set_wakeup_fd(self._signals_out.fileno(), warn_on_full_buffer=False)
         caught = (signal.SIGINT, signal.SIGTERM)
-        old = {number: signal.signal(number, lambda *_: None) for number in caught}
+        for number in caught:
+            signal.signal(number, lambda *_: None)
 
-        def restore() -> None:
+        def release() -> None:
+            # The process ends now, with a code that is settled: a late signal must not turn it into a death by signal.
+            for number in caught:
+                signal.signal(number, signal.SIG_IGN)
             signal.set_wakeup_fd(old_wakeup)
-            for number, handler in old.items():
-                signal.signal(number, handler)
             self._selector.close()
             self._signals_in.close()
             self._signals_out.close()
 
-        return restore
+        return release
 
     def _on_signals(self, numbers: bytes) -> None:
         for number in numbers:
