@@ -5,7 +5,8 @@
         os.kill(daemon.pid_of("decode"), signal.SIGKILL)
 
 The device is the emulated one unless arguments say otherwise. Leaving the block stops the daemon with SIGTERM (unless
-it has ended already) and asserts that no process, socket, shared memory or temporary file stays behind.
+it has ended already) and asserts that every KV block is free again and that no process, socket, shared memory or
+temporary file stays behind.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -58,6 +60,8 @@ class Daemon:
         self._mark = uuid.uuid4().hex
         self._temporary = tempfile.TemporaryDirectory(prefix="colocate-test-")
         self._lines: list[str] = []
+        keys = [key for flag, key in pairwise(arguments) if flag == "--api-key"]
+        self._headers = {"authorization": f"Bearer {keys[0]}"} if keys else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "colocate", "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
@@ -103,16 +107,16 @@ class Daemon:
             return False
 
     def state(self) -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"{self.base_url}/state", timeout=5.0).json()
+        answer: dict[str, Any] = httpx.get(f"{self.base_url}/state", headers=self._headers, timeout=5.0).json()
         return answer
 
     def complete(self, prompt: str = "hello", **fields: Any) -> httpx.Response:
         body = {"model": self.model, "prompt": prompt, "max_tokens": 8, **fields}
-        return httpx.post(f"{self.base_url}/v1/completions", json=body, timeout=60.0)
+        return httpx.post(f"{self.base_url}/v1/completions", json=body, headers=self._headers, timeout=60.0)
 
     @property
     def model(self) -> str:
-        return str(httpx.get(f"{self.base_url}/v1/models", timeout=5.0).json()["data"][0]["id"])
+        return str(httpx.get(f"{self.base_url}/v1/models", headers=self._headers, timeout=5.0).json()["data"][0]["id"])
 
     def pids(self) -> dict[int, str]:
         """Every live process of this daemon and the role (or `supervisor`) it plays."""
@@ -143,8 +147,18 @@ class Daemon:
 
         return eventually(replaced, timeout_s, f"a new {role}")
 
-    def stop(self, timeout_s: float = 40.0) -> int:
-        """SIGTERM, wait, check that nothing is left. The exit code."""
+    def wait_pool_whole(self, timeout_s: float = 5.0) -> None:
+        """Until every KV block is free: what ended, was cut or was aborted holds none."""
+        deadline_s = time.monotonic() + timeout_s
+        while (kv := self.state()["kv"])["blocks_free"] != kv["blocks_total"]:
+            assert time.monotonic() < deadline_s, f"KV blocks are still held: {self.state()}"
+            time.sleep(0.02)
+
+    def stop(self, timeout_s: float = 40.0, *, is_idle: bool = True) -> int:
+        """SIGTERM, wait, check that nothing is left. The exit code. A daemon that is ready must have its whole KV pool
+        back by then, unless the test stops it at work (`is_idle` false)."""
+        if is_idle and self.base_url and self.is_ready():
+            self.wait_pool_whole()
         sockets = self._sockets()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
 from tests.daemon import Daemon, eventually, start_daemon
+from tests.streams import Stream, finished, wait_mid_stream
 
 NUM_STREAMS = 4
-NUM_TOKENS = 60
 SLOW = ("--profile", "tests/data/slow_profile.yaml", "--heartbeat-timeout-s", "0.6", "--progress-floor-s", "0.6")
-
-
-class Stream(threading.Thread):
-    """One streaming client. `token_ids` is what it has received; `error` how it ended, if not by [DONE]."""
-
-    def __init__(self, daemon: Daemon, number: int, **fields: object) -> None:
-        super().__init__(daemon=True)
-        self._url = f"{daemon.base_url}/v1/completions"
-        self._body = {
-            "model": "demo",
-            "prompt": [100 + number, 101, 102],
-            "max_tokens": NUM_TOKENS,
-            "stream": True,
-            "ignore_eos": True,
-            "return_token_ids": True,
-            "temperature": 1.0,
-            "seed": number,
-            **fields,
-        }
-        self.token_ids: list[int] = []
-        self.error: object = None
-        self.is_done = False
-        self.start()
-
-    def run(self) -> None:
-        try:
-            with httpx.stream("POST", self._url, json=self._body, timeout=60.0) as response:
-                if response.status_code != 200:
-                    self.error = response.read().decode()
-                    return
-                for line in response.iter_lines():
-                    self._take(line)
-        except httpx.HTTPError as error:
-            self.error = error
-
-    def _take(self, line: str) -> None:
-        if line == "data: [DONE]":
-            self.is_done = True
-        elif line.startswith("data: "):
-            chunk = json.loads(line[6:])
-            if "error" in chunk:
-                self.error = chunk["error"]
-            for choice in chunk.get("choices", ()):
-                self.token_ids += choice.get("token_ids") or []
 
 
 @pytest.fixture(scope="module")
@@ -67,62 +21,47 @@ def undisturbed() -> list[list[int]]:
     """What the streams receive when nothing happens."""
     with start_daemon(*SLOW) as daemon:
         streams = _streams(daemon)
-        return [_finished(stream) for stream in streams]
+        return [finished(stream) for stream in streams]
 
 
 def _streams(daemon: Daemon) -> list[Stream]:
     return [Stream(daemon, number) for number in range(NUM_STREAMS)]
 
 
-def _finished(stream: Stream) -> list[int]:
-    stream.join(60.0)
-    assert stream.is_done and stream.error is None, stream.error
-    return stream.token_ids
-
-
-def _in_mid_stream(streams: list[Stream]) -> None:
-    eventually(lambda: all(len(stream.token_ids) >= 5 for stream in streams), 20.0, "tokens arrive")
-
-
-def _assert_pool_is_whole(daemon: Daemon) -> None:
-    def whole() -> bool:
-        kv = daemon.state()["kv"]
-        return bool(kv["blocks_free"] == kv["blocks_total"])
-
-    eventually(whole, 5.0, f"all blocks free: {daemon.state()['kv']}")
-
-
 @pytest.mark.parametrize(
     ("role", "number"),
     [
         ("prefill", signal.SIGKILL),
+        ("prefill", signal.SIGSTOP),
         ("decode", signal.SIGKILL),
         ("decode", signal.SIGSTOP),
         ("engine", signal.SIGKILL),
         ("engine", signal.SIGSTOP),
         ("keeper", signal.SIGKILL),
+        ("keeper", signal.SIGSTOP),
     ],
 )
 def test_streams_go_on(undisturbed: list[list[int]], role: str, number: int) -> None:
     with start_daemon(*SLOW) as daemon:
         streams = _streams(daemon)
-        _in_mid_stream(streams)
+        wait_mid_stream(streams)
         old = daemon.kill(role, number)
-        assert [_finished(stream) for stream in streams] == undisturbed
+        assert [finished(stream) for stream in streams] == undisturbed
         daemon.wait_replaced(role, old)
-        _assert_pool_is_whole(daemon)
+        daemon.wait_pool_whole()
 
 
-def test_a_lost_frontend_ends_its_streams_and_frees_their_blocks() -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_frontend_ends_its_streams_and_frees_their_blocks(number: int) -> None:
     with start_daemon(*SLOW) as daemon:
         streams = _streams(daemon)
-        _in_mid_stream(streams)
-        daemon.wait_replaced("frontend", daemon.kill("frontend"))
+        wait_mid_stream(streams)
+        daemon.wait_replaced("frontend", daemon.kill("frontend", number))
         for stream in streams:
             stream.join(10.0)
             assert stream.error is not None and not stream.is_done
-        _assert_pool_is_whole(daemon)
-        assert _finished(Stream(daemon, 0))
+        daemon.wait_pool_whole()
+        assert finished(Stream(daemon, 0))
 
 
 @pytest.mark.parametrize(
@@ -144,8 +83,8 @@ def test_a_lost_frontend_ends_its_streams_and_frees_their_blocks() -> None:
 def test_injected_faults_do_not_change_a_token(undisturbed: list[list[int]], fault: str) -> None:
     with start_daemon(*SLOW, "--fault", fault) as daemon:
         streams = _streams(daemon)
-        assert [_finished(stream) for stream in streams] == undisturbed
-        _assert_pool_is_whole(daemon)
+        assert [finished(stream) for stream in streams] == undisturbed
+        daemon.wait_pool_whole()
 
 
 def test_a_poison_request_fails_alone_and_is_no_crash_loop() -> None:
@@ -155,10 +94,10 @@ def test_a_poison_request_fails_alone_and_is_no_crash_loop() -> None:
             poison = Stream(daemon, 9, prompt=[77, 5], max_tokens=30)
             poison.join(60.0)
             assert poison.error is not None
-        assert len(_finished(bystander)) == 30
-        assert len(_finished(Stream(daemon, 2, max_tokens=5))) == 5
+        assert len(finished(bystander)) == 30
+        assert len(finished(Stream(daemon, 2, max_tokens=5))) == 5
         assert "giving up" not in daemon.output
-        _assert_pool_is_whole(daemon)
+        daemon.wait_pool_whole()
 
 
 def test_deaths_under_continuous_load_lose_nothing(undisturbed: list[list[int]]) -> None:
@@ -167,11 +106,46 @@ def test_deaths_under_continuous_load_lose_nothing(undisturbed: list[list[int]])
         for role in _rotation(("decode", "prefill", "decode"), streams):
             daemon.kill(role)
             time.sleep(0.4)
-        assert [_finished(stream) for stream in streams] == undisturbed
-        _assert_pool_is_whole(daemon)
+        assert [finished(stream) for stream in streams] == undisturbed
+        daemon.wait_pool_whole()
 
 
 def _rotation(roles: tuple[str, ...], streams: list[Stream]) -> Iterator[str]:
     for role in roles:
-        _in_mid_stream(streams)
+        wait_mid_stream(streams)
         yield role
+
+
+def test_both_workers_are_lost_at_once(undisturbed: list[list[int]]) -> None:
+    with start_daemon(*SLOW) as daemon:
+        streams = _streams(daemon)
+        wait_mid_stream(streams)
+        pids = {role: daemon.pid_of(role) for role in ("prefill", "decode")}
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+        assert [finished(stream) for stream in streams] == undisturbed
+        for role, pid in pids.items():
+            daemon.wait_replaced(role, pid)
+
+
+def test_requests_that_wait_outlive_the_engine(undisturbed: list[list[int]]) -> None:
+    with start_daemon(*SLOW, "--max-num-seqs", "2") as daemon:
+        streams = _streams(daemon)
+        eventually(lambda: daemon.state()["queue"]["waiting"] >= 1, what="a request waits")
+        wait_mid_stream(streams[:1], 2)
+        old = daemon.kill("engine")
+        assert [finished(stream) for stream in streams] == undisturbed
+        daemon.wait_replaced("engine", old)
+
+
+def test_a_drain_survives_the_loss_of_decode(undisturbed: list[list[int]]) -> None:
+    with start_daemon(*SLOW) as daemon:
+        streams = _streams(daemon)
+        wait_mid_stream(streams)
+        daemon.process.send_signal(signal.SIGTERM)
+        eventually(lambda: not daemon.is_ready(), what="draining")
+        daemon.kill("decode")
+        assert not any(stream.is_done for stream in streams), "too late: nothing was in flight"
+        assert [finished(stream) for stream in streams] == undisturbed
+        assert daemon.stop() == 0
+        assert "decode lost" in daemon.output

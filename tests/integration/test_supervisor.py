@@ -129,7 +129,7 @@ def test_the_drain_ends_at_its_deadline() -> None:
         client.start()
         eventually(lambda: _running(daemon), what="the request runs")
         begun_s = time.monotonic()
-        assert daemon.stop() == 0
+        assert daemon.stop(is_idle=False) == 0
         assert time.monotonic() - begun_s < 5.0
         client.join(10.0)
         assert any('"error"' in line for line in received), "a cut stream must say so"
