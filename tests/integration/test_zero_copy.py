@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from colocate.device.cpu.topology import usable_cores
 from tests.daemon import Daemon, start_daemon
 from tests.model_harness import Harness
 
@@ -69,7 +69,7 @@ def generate(daemon: Daemon, prompt: list[int]) -> list[int]:
     return tokens
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no split")
+@pytest.mark.skipif(len(usable_cores().core_ids) < 2, reason="one core has no split")
 def test_both_workers_see_the_same_physical_kv_pages(daemon: Daemon) -> None:
     for prompt in PROMPTS:
         generate(daemon, prompt)
@@ -93,7 +93,7 @@ def test_both_workers_see_the_same_physical_kv_pages(daemon: Daemon) -> None:
     assert all(one == other for one, other in both)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no split")
+@pytest.mark.skipif(len(usable_cores().core_ids) < 2, reason="one core has no split")
 def test_greedy_tokens_equal_a_single_process_run(daemon: Daemon) -> None:
     harness = Harness.load(DEMO, deterministic=True)
     assert [generate(daemon, prompt) for prompt in PROMPTS] == harness.generate(PROMPTS, NUM_TOKENS)
