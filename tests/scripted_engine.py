@@ -157,9 +157,11 @@ class ScriptedEngine:
         prompt_logprobs: list[TokenLogprob] = []
         if not row.first_ns and params.prompt_logprobs is not None:
             prompt_logprobs = [self._score(token, params.prompt_logprobs) for token in row.submit.prompt_token_ids[1:]]
-        row.first_ns = row.first_ns or time.monotonic_ns()
+        is_first, row.first_ns = not row.first_ns, row.first_ns or time.monotonic_ns()
         token_ids: list[TokenId] = []
         finish = None
+        if params.max_tokens == 0:
+            finish = FinishReason.LENGTH
         while finish is None and len(token_ids) < script.tokens_per_item:
             token_ids.append(script.token(row.submit, row.position))
             finish = finish_after(params, row.position, token_ids[-1])
@@ -171,7 +173,9 @@ class ScriptedEngine:
         times = None
         if finish is not None:
             del self._running[request_id]
-            times = RequestTimes(row.submit.arrival_ns, row.scheduled_ns, row.first_ns, time.monotonic_ns(), 0)
+        if finish is not None or is_first:
+            finished_ns = 0 if finish is None else time.monotonic_ns()
+            times = RequestTimes(row.submit.arrival_ns, row.scheduled_ns, row.first_ns, finished_ns, 0)
         return OutputItem(request_id, token_ids, finish, logprobs, prompt_logprobs, times)
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.responses import Response
@@ -13,12 +14,14 @@ from colocate.errors import RequestError
 from colocate.frontend.answers import DONE, KEEPALIVE, Answer, Usage, error_event
 from colocate.frontend.engine_client import EngineClient
 from colocate.frontend.errors import error_body
-from colocate.frontend.generation import Generation
+from colocate.frontend.generation import Generation, Update
 from colocate.frontend.http_protocol import CONNECTION_KEY, Connection
 from colocate.frontend.request_log import log_finished
+from colocate.frontend.text_workers import TextWorkers
 from colocate.types import FinishReason
 
 CLIENT_CLOSED = 499  # never sent: what the log says of a client that went away
+LARGE_NUM_SCORES = 4000  # scored tokens and alternatives that take some 10 ms to render
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,6 +30,7 @@ class Delivery:
 
     generation: Generation
     client: EngineClient
+    workers: TextWorkers
     answer: Answer
     request_id: str
     model: str
@@ -63,13 +67,24 @@ class Delivery:
                 status = CLIENT_CLOSED
                 return Response(status_code=CLIENT_CLOSED)
             if self.generation.failure is not None:
-                status = self.generation.failure.status
                 raise self.generation.failure
+            updates, usage = [choice.take() for choice in self.generation.choices], self.usage()
+            body = await self._render(updates, lambda: self.answer.whole(updates, usage))
             status = 200
-            updates = [choice.take() for choice in self.generation.choices]
-            return Response(self.answer.whole(updates, self.usage()), media_type="application/json")
+            return Response(body, media_type="application/json")
+        except RequestError as error:
+            status = error.status
+            raise
         finally:
             self.close(status)
+
+    async def _render(self, updates: list[Update], render: Callable[[], bytes]) -> bytes:
+        """Off the event loop where it takes long. Raises RequestError where the workers have no time for it."""
+        num_scored = sum(len(update.scored) for update in updates)
+        num_top = self.generation.choices[0].submit.params.logprobs or 0
+        if num_scored * (num_top + 1) < LARGE_NUM_SCORES:
+            return render()
+        return await self.workers.run(render, "logprobs")
 
     async def stream(self) -> Response:
         """Waits for the first token, so that a rejection still gets its HTTP status, but not so long that the client
@@ -98,13 +113,18 @@ class Delivery:
             await generation.wait()
             if generation.client_gone:
                 return CLIENT_CLOSED
-            body = head + b"".join(map(answer.event, generation.take()))
+            done, updates = generation.done, generation.take()
+            try:
+                body = head + await self._render(updates, lambda: b"".join(map(answer.event, updates)))  # noqa: B023
+            except RequestError as error:
+                generation.fail(error)
+                body = head
             head = b""
             if generation.failure is not None:
                 body += error_event(error_body(generation.failure)) + DONE
                 await send({"type": "http.response.body", "body": body, "more_body": False})
                 return generation.failure.status
-            if generation.done:
+            if done:
                 body += (answer.usage_event(self.usage()) if self.include_usage else b"") + DONE
                 await send({"type": "http.response.body", "body": body, "more_body": False})
                 return 200

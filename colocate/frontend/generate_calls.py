@@ -29,10 +29,15 @@ from colocate.frontend.prompts import Prompt, PromptReader
 from colocate.frontend.request_log import log_refused
 from colocate.frontend.schemas import ChatCompletionRequest, CompletionRequest
 from colocate.frontend.status import DaemonStatus
+from colocate.frontend.text_workers import TextWorkers
 from colocate.messages.client import Submit
 
 # More choices than this in one request would hold the event loop while they are submitted.
 MAX_CHOICES = 512
+
+# Scored tokens and alternatives of all echoed prompts of one request. They are gathered before anything can be sent, so
+# no back-pressure bounds them: this is some 3 MB between the processes, 30 MB of JSON, and a second to render.
+MAX_SCORED_PROMPT = 200_000
 
 _Call = Callable[[Request, bytes, int], Awaitable[tuple[Delivery, bool]]]
 
@@ -46,8 +51,10 @@ class GenerateCalls:
     measures: RequestMeasures
     status: DaemonStatus
     http: HttpSection
+    workers: TextWorkers
     model_names: tuple[str, ...]
     max_model_len: int
+    max_queue: int
 
     async def completions(self, request: Request) -> Response:
         return await self._logged(request, self._completions)
@@ -64,6 +71,8 @@ class GenerateCalls:
             delivery, stream = await call(request, body, arrival_ns)
             delivery.start(request.receive)
         except RequestError as error:
+            if error.status in (429, 503):  # those that the engine refuses are counted where its answer arrives
+                self.measures.rejected[error.status] += 1
             log_refused(request.scope[REQUEST_ID_KEY], request.url.path, error)
             raise
         return await (delivery.stream() if stream else delivery.whole())
@@ -74,8 +83,10 @@ class GenerateCalls:
         check_fields(parsed, self.reader.tokenizer.vocab_size)
         self._check_num_choices(len(parsed.prompt), parsed.n or 1)
         prompts = await self.reader.completion(parsed.prompt, parsed.add_special_tokens)
+        if parsed.echo and parsed.logprobs is not None:
+            _check_num_scored(prompts, parsed.n or 1, parsed.logprobs)
         asked = 16 if parsed.max_tokens is None else parsed.max_tokens
-        delivery = self._delivery(request, parsed, prompts, max(1, asked), "max_tokens", arrival_ns)
+        delivery = self._delivery(request, parsed, prompts, asked, "max_tokens", arrival_ns)
         return delivery, bool(parsed.stream)
 
     async def _chat(self, request: Request, body: bytes, arrival_ns: int) -> tuple[Delivery, bool]:
@@ -95,8 +106,9 @@ class GenerateCalls:
             raise RequestError(message, status=404, param="model", code="model_not_found")
 
     def _check_num_choices(self, num_prompts: int, n: int) -> None:
-        if num_prompts * n > MAX_CHOICES:
-            message = f"{num_prompts} prompts times n = {n} is more than {MAX_CHOICES} choices in one request"
+        limit = min(MAX_CHOICES, self.max_queue)  # a request that can never be admitted whole would retry for ever
+        if num_prompts * n > limit:
+            message = f"{num_prompts} prompts times n = {n} is more than {limit} choices in one request"
             raise RequestError(message, param="n" if num_prompts == 1 else "prompt")
 
     def _delivery(
@@ -128,6 +140,7 @@ class GenerateCalls:
         return Delivery(
             generation=generation,
             client=self.client,
+            workers=self.workers,
             answer=answer,
             request_id=request_id,
             model=parsed.model,
@@ -149,13 +162,13 @@ class GenerateCalls:
             stops=stop_strings(parsed.stop),
             include_stop=parsed.include_stop_str_in_output,
             keep_token_ids=bool(parsed.return_token_ids),
-            discard_output=parsed.max_tokens == 0,
         )
         for prompt in prompts:
             max_tokens = resolve_max_tokens(
                 asked, len(prompt.token_ids), self.max_model_len, parsed.min_tokens or 0, prompt.param, asked_param
             )
             params = sampling_params(parsed, max_tokens, self.reader.eos_token_ids)
+            echoed = self._text_of(prompt, parsed.skip_special_tokens) if echo else ""
             for index in range(parsed.n or 1):
                 submit = Submit(
                     request_id=self.client.new_id(),
@@ -166,8 +179,7 @@ class GenerateCalls:
                 )
                 detokenizer = self.reader.tokenizer.detokenizer(parsed.skip_special_tokens)
                 choice = Choice(generation, len(generation.choices), submit, detokenizer, options)
-                if echo:
-                    choice.echo(self._text_of(prompt, parsed.skip_special_tokens))
+                choice.echo(echoed)
                 generation.add(choice)
         return generation
 
@@ -175,3 +187,13 @@ class GenerateCalls:
         if prompt.text is not None:
             return prompt.text
         return self.reader.tokenizer.decode(prompt.token_ids, skip_special_tokens)
+
+
+def _check_num_scored(prompts: list[Prompt], n: int, num_top: int) -> None:
+    num_tokens = n * sum(len(prompt.token_ids) for prompt in prompts)
+    if num_tokens * (num_top + 1) > MAX_SCORED_PROMPT:
+        message = (
+            f"echo with logprobs: {num_tokens} prompt tokens of all choices times {num_top} + 1 is more than "
+            f"{MAX_SCORED_PROMPT} scores in one request; ask for fewer logprobs, or for fewer prompts at a time"
+        )
+        raise RequestError(message, param="logprobs")

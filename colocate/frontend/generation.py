@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec import structs
+
 from colocate.errors import RequestError
 from colocate.frontend.detokenizer import Detokenizer
 from colocate.frontend.measures import RequestMeasures
@@ -47,7 +49,6 @@ class TextOptions:
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     keep_token_ids: bool = False
-    discard_output: bool = False  # `max_tokens: 0` with echo: one token is drawn and thrown away
 
 
 class Choice:
@@ -104,18 +105,26 @@ class Choice:
         token_ids = item.token_ids
         if self.finish is not None:
             return False
+        if item.times is not None:
+            self._take_times(item.times)
         if not self._first_ns and (item.prompt_logprobs or self.submit.params.prompt_logprobs is not None):
             self._score_prompt(item.prompt_logprobs)
         if token_ids:
             self._measure(now_ns, len(token_ids))
             self.output_token_ids += token_ids
-        hit = False if self._options.discard_output else self._add_tokens(item)
+        hit = self._add_tokens(item)
         if hit:
             self._end(FinishReason.STOP, now_ns)
         elif item.finish is not None:
-            self.times = item.times
             self._end(item.finish, now_ns)
         return hit
+
+    def _take_times(self, times: RequestTimes) -> None:
+        """They come with the first tokens, without the end, and again with the end."""
+        known = self.times
+        if known is not None:  # the engine of a later epoch knows only when itself began
+            times = structs.replace(times, scheduled_ns=known.scheduled_ns, first_token_ns=known.first_token_ns)
+        self.times = times
 
     def _add_tokens(self, item: OutputItem) -> bool:
         """Detokenizes; returns whether a stop string was completed. Tokens after it are dropped."""
@@ -173,6 +182,8 @@ class Choice:
 
     def _end(self, reason: FinishReason, now_ns: int) -> None:
         self.finish = self._pending.finish = reason
+        if reason is FinishReason.LENGTH and not self._first_ns:  # a prompt scored, nothing generated
+            self.generation.measures.num_prompt_tokens += len(self.submit.prompt_token_ids)
         self.generation.measures.request_finished(
             reason,
             arrival_ns=self.submit.arrival_ns,

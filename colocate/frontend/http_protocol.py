@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol with what a server on an open port needs besides: time limits for clients that stall.
 
-A client must send its headers, and then every further part of its body, within `header_timeout_s`; a client that does
+A client must send its headers, and then every further part of its body, within `header_timeout_s`, and all of its body
+within `BODY_TIMEOUTS` times that; a client that does
 not read while output waits is cut off after `slow_client_timeout_s` without progress. Malformed HTTP gets an answer
 in OpenAI's error shape.
 """
@@ -16,6 +17,7 @@ import orjson
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+BODY_TIMEOUTS = 4  # a body may take this many `header_timeout_s`, however it comes
 SEND_BUFFER_BYTES = 128 * 1024  # Linux takes it twice
 CONNECTION_KEY = "colocate.connection"  # in the ASGI scope
 
@@ -38,6 +40,7 @@ class StallLimits(HttpToolsProtocol):
 
     _read_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
+    _body_until_s: float | None = None  # in the event loop's time, while a body is being read
     _unsent_bytes = 0
 
     # a client that sends too slowly
@@ -64,16 +67,21 @@ class StallLimits(HttpToolsProtocol):
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
+        self._body_until_s = self.loop.time() + BODY_TIMEOUTS * self.header_timeout_s
         self._arm_read()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._body_until_s = None
         self._disarm_read()
         super().on_message_complete()
 
     def _arm_read(self) -> None:
         self._disarm_read()
-        self._read_timer = self.loop.call_later(self.header_timeout_s, self._read_stalled)
+        until_s = self.loop.time() + self.header_timeout_s
+        if self._body_until_s is not None:
+            until_s = min(until_s, self._body_until_s)
+        self._read_timer = self.loop.call_at(until_s, self._read_stalled)
 
     def _disarm_read(self) -> None:
         if self._read_timer is not None:
@@ -86,7 +94,10 @@ class StallLimits(HttpToolsProtocol):
             return
         started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if not started:
-            message = f"the request was not complete within {self.header_timeout_s:g} s of its last part"
+            message = (
+                f"the request was not complete within {self.header_timeout_s:g} s of its last part, "
+                f"or its body within {BODY_TIMEOUTS * self.header_timeout_s:g} s"
+            )
             self.transport.write(_raw_error(b"408 Request Timeout", message, "request_timeout"))
         self.transport.close()
 

@@ -19,7 +19,7 @@ import uvloop
 
 from colocate.errors import ChannelClosed, RequestError
 from colocate.frontend.app import Api, build_app
-from colocate.frontend.engine_client import EngineClient, OpenChannel
+from colocate.frontend.engine_client import EngineClient
 from colocate.frontend.generate_calls import GenerateCalls
 from colocate.frontend.http_protocol import http_protocol
 from colocate.frontend.logs import configure_logs
@@ -43,8 +43,7 @@ from colocate.messages.control import (
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.board import Board
 from colocate.transport.control import ControlChannel
-from colocate.transport.vocabulary import ENGINE_TO
-from colocate.transport.zmq_channel import ZmqChannel
+from colocate.transport.zmq_channel import connect_to_engine
 from colocate.types import Role
 
 HEARTBEAT_S = 0.25
@@ -52,13 +51,7 @@ HEARTBEAT_S = 0.25
 _log = structlog.get_logger("colocate.frontend")
 
 
-def connect_engine(address: str) -> ZmqChannel:
-    return ZmqChannel.connect(address, ENGINE_TO[Role.FRONTEND])
-
-
-def run_frontend(
-    spec: ProcessSpec, control: ControlChannel, board: Board | None, open_channel: OpenChannel = connect_engine
-) -> None:
+def run_frontend(spec: ProcessSpec, control: ControlChannel, board: Board | None) -> None:
     """Serves until `Shutdown` or the end of the control channel. Raises ConfigError where the model's tokenizer or chat
     template is unusable."""
     started_s = time.monotonic()
@@ -73,7 +66,7 @@ def run_frontend(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         gc.collect()
         gc.freeze()  # what lives from here on is small: collections stay short
-    frontend = Frontend(spec, control, board, reader, open_channel, started_s)
+    frontend = Frontend(spec, control, board, reader, workers, started_s)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(frontend.run())
@@ -106,7 +99,7 @@ class Frontend:
         control: ControlChannel,
         board: Board | None,
         reader: PromptReader,
-        open_channel: OpenChannel,
+        workers: TextWorkers,
         started_s: float,
     ) -> None:
         config, facts = spec.config, spec.facts
@@ -119,7 +112,11 @@ class Frontend:
         # The engine bounds its own queue; this bounds what waits here while there is no engine.
         max_in_flight = 512 + 2 * (config.scheduler.max_queue + config.scheduler.max_num_seqs)
         self._client = EngineClient(
-            open_channel, self._engine_broken, spec.incarnation, max_in_flight, config.supervisor.start_timeout_s
+            lambda address: connect_to_engine(address, Role.FRONTEND),
+            self._engine_broken,
+            spec.incarnation,
+            max_in_flight,
+            config.supervisor.start_timeout_s,
         )
         calls = GenerateCalls(
             reader=reader,
@@ -127,8 +124,10 @@ class Frontend:
             measures=measures,
             status=self._status,
             http=config.http,
+            workers=workers,
             model_names=config.model.served_model_name or (facts.model_name,),
             max_model_len=facts.max_model_len,
+            max_queue=config.scheduler.max_queue,
         )
         registry = build_registry([ColocateCollector(measures, self._client, self._status, facts)])
         if "vllm" in config.http.metrics_compat:

@@ -63,4 +63,6 @@ class RequestMeasures:
             self.queue_s.observe((times.scheduled_ns - times.arrival_ns) * NS)
             if times.first_token_ns:
                 self.prefill_s.observe((times.first_token_ns - times.scheduled_ns) * NS)
-                self.decode_s.observe(max(0, times.finished_ns - times.first_token_ns) * NS)
+                # a stop string ends a request here: the engine has not said when it finished
+                finished_ns = times.finished_ns or last_ns
+                self.decode_s.observe(max(0, finished_ns - times.first_token_ns) * NS)

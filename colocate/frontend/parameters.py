@@ -171,11 +171,12 @@ def resolve_max_tokens(
 ) -> int:
     """`asked` None means the rest of the context. Raises RequestError where prompt + output do not fit."""
     room = max_model_len - num_prompt_tokens
-    if room < 1 or (asked is not None and asked > room):
+    needed = 1 if asked is None else asked  # 0: a prompt that is only scored may fill the context
+    if needed > room:
         wanted = f" and {asked} are asked for" if asked is not None else ""
         raise RequestError(
             f"the model's context is {max_model_len} tokens; the prompt has {num_prompt_tokens}{wanted}",
-            param=prompt_param if room < 1 else param,
+            param=prompt_param if room < min(needed, 1) else param,
             code="context_length_exceeded",
         )
     max_tokens = room if asked is None else asked

@@ -1,4 +1,4 @@
-"""Threads for work on text that may take long: tokenizing, and rendering untrusted templates.
+"""Threads for work on text that may take long: tokenizing, untrusted templates, large answers.
 
 Each piece of work has a time limit. Python offers no way to stop a thread from outside except an asynchronous
 exception, which ends any loop of Python code (a template's); native code (the tokenizer) runs on to its end unobserved.
@@ -79,7 +79,7 @@ class TextWorkers:
         except TimeoutError:
             work.interrupt()
             future.add_done_callback(_retrieve)
-            message = f"turning {param} into tokens took longer than {self._limit_s:g} s"
+            message = f"the work on {param} took longer than {self._limit_s:g} s"
             raise RequestError(message, param=param, code="too_slow") from None
         except asyncio.CancelledError:
             work.interrupt()

@@ -72,9 +72,6 @@ class TextTokenizer:
     def token_text(self, token_id: TokenId) -> str:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
-    def has_id(self, token_id: TokenId) -> bool:
-        return 0 <= token_id < self.vocab_size
-
 
 def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
     if decoder is None:

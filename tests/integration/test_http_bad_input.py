@@ -10,11 +10,15 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import msgspec
 import openai
 import pytest
 
 from colocate.config.serve import HttpSection
-from colocate.messages.client import Rejected, Submit
+from colocate.frontend.generate_calls import MAX_SCORED_PROMPT
+from colocate.messages.client import OutputItem, Outputs, Rejected, Submit
+from colocate.messages.sampling import TokenLogprob
+from colocate.transport.framing import MAX_FRAME_BYTES
 from tests.byte_tokenizer import write_model_dir
 from tests.frontend_harness import MODEL, RunningFrontend, start_frontend, wait_until
 from tests.scripted_engine import Script
@@ -92,8 +96,44 @@ def test_refused_with_400(frontend: RunningFrontend, body: bytes, param: str | N
     assert not frontend.engine.submits
 
 
-def test_too_many_choices(frontend: RunningFrontend) -> None:
-    assert error_of(post(frontend, prompt=["x"] * 300, n=2))["param"] == "prompt"
+def test_more_choices_than_the_queue_holds(frontend: RunningFrontend) -> None:
+    response = post(frontend, prompt=["x"] * 129, n=2)
+    assert response.status_code == 400 and error_of(response)["param"] == "prompt"
+    assert "256 choices" in str(error_of(response)["message"])
+    assert post(frontend, prompt=["x"] * 128, n=2, max_tokens=1).status_code == 200
+
+
+def test_too_many_scores(frontend: RunningFrontend) -> None:
+    fields = {"echo": True, "max_tokens": 0, "logprobs": 19, "n": 2}
+    response = post(frontend, prompt=[1] * 5001, **fields)
+    assert response.status_code == 400 and error_of(response)["param"] == "logprobs"
+    assert "200000" in str(error_of(response)["message"]) and not frontend.engine.submits
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_large_answers_keep_nobody_waiting(frontend: RunningFrontend, stream: bool) -> None:
+    """The most that may be asked for: it is rendered beside the event loop, and fits one message of the engine."""
+    fields = {"model": MODEL, "prompt": [65] * 10_000, "echo": True, "max_tokens": 0, "logprobs": 19}
+    gaps = []
+    async with httpx.AsyncClient(headers=KEY, timeout=60) as client:
+        body = {**fields, "stream": stream}
+        task = asyncio.create_task(client.post(f"{frontend.url}/v1/completions", json=body))
+        while not task.done():
+            started = time.monotonic()
+            assert (await client.get(f"{frontend.url}/health")).status_code == 200
+            gaps.append(time.monotonic() - started)
+            await asyncio.sleep(0.01)
+        response = await task
+    assert response.status_code == 200 and max(gaps) < 1.5
+    text = response.text.split("\n\n")[0].removeprefix("data: ") if stream else response.text
+    assert len(json.loads(text)["choices"][0]["logprobs"]["top_logprobs"]) == 10_000
+
+
+def test_the_most_scores_fit_one_message() -> None:
+    for num_top in (0, 5, 20):
+        score = TokenLogprob(-1.5, [(2**31 - 1, -1.5)] * num_top)
+        item = OutputItem(1 << 62, [1], None, [score], [score] * (MAX_SCORED_PROMPT // (num_top + 1)))
+        assert len(msgspec.msgpack.encode(Outputs([item]))) < MAX_FRAME_BYTES / 4
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/detokenize"])
@@ -199,6 +239,23 @@ class TestStallingClients:
                 answer += data
         assert 0.3 < time.monotonic() - started < 2
         assert answer.startswith(b"HTTP/1.1 408 ") and b"request_timeout" in answer
+
+    def test_one_that_trickles_its_body_is_cut(self, frontend: RunningFrontend) -> None:
+        """Every byte comes in time, the whole does not."""
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer secret\r\ncontent-length: 500\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", frontend.port)) as connection:
+            started = time.monotonic()
+            connection.sendall(head)
+            connection.settimeout(0.1)
+            answer = b""
+            while not answer:
+                assert time.monotonic() - started < 5
+                connection.sendall(b" ")
+                with contextlib.suppress(TimeoutError):
+                    answer = connection.recv(4096)
+        assert 1.4 < time.monotonic() - started < 3 and answer.startswith(b"HTTP/1.1 408 ")
 
     def test_an_idle_connection_may_be_used_again(self, frontend: RunningFrontend) -> None:
         with httpx.Client(headers=KEY) as client:

@@ -204,6 +204,19 @@ class TestLogprobs:
         assert choice["text"] == "he" and choice["logprobs"]["token_logprobs"] == [None, LOGPROB]
         assert choice["finish_reason"] == "length"
         assert answer["usage"]["completion_tokens"] == 0  # type: ignore[index]
+        assert frontend.engine.submits[0].params.max_tokens == 0
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_prompt_that_fills_the_context_is_scored(self, frontend: RunningFrontend, stream: bool) -> None:
+        frontend.script.token = fixed_text("")  # EOS would be next
+        prompt = [104] * 512
+        fields = {"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 1, "stream": stream}
+        response = post(frontend, "/v1/completions", **fields)
+        choice = (events(response)[-1] if stream else response.json())["choices"][0]  # type: ignore[index]
+        assert choice["finish_reason"] == "length" and choice["text"] == "h" * 512
+        assert len(choice["logprobs"]["token_logprobs"]) == 512
+        response = post(frontend, "/v1/completions", prompt=[*prompt, 1], max_tokens=0, echo=True)
+        assert response.status_code == 400 and response.json()["error"]["param"] == "prompt"
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_chat_shape(self, frontend: RunningFrontend, stream: bool) -> None:

@@ -90,6 +90,8 @@ class TestReadiness:
             assert get(frontend, "/ready").status_code == 503
             refused = complete(frontend)
             assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+            families = {f.name: f for f in text_string_to_metric_families(get(frontend, "/metrics").text)}
+            assert value(families, "colocate_requests_rejected_total", status="503") == 1
             frontend.control.send(process_table())
             wait_until(lambda: get(frontend, "/ready").status_code == 200)
             assert complete(frontend).status_code == 200
@@ -311,6 +313,26 @@ def test_one_line_per_request(frontend: RunningFrontend, capfd: pytest.CaptureFi
     assert first["tpot_ms"] > 0
     assert refused["status"] == 400 and refused["param"] == "temperature"
     assert streamed["status"] == 200 and streamed["output_tokens"] == 2
+
+
+def test_times_of_requests_that_end_here(frontend: RunningFrontend, capfd: pytest.CaptureFixture[str]) -> None:
+    """By a stop string, or by a client that leaves: the engine's last word on them never comes."""
+    frontend.script.token_gap_s = 0.01
+    assert complete(frontend, request_id="stopped", stop="e", max_tokens=20).json()["choices"][0]["text"] == "bcd"
+    with pytest.raises(httpx.ReadTimeout):
+        body = {"model": MODEL, "prompt": [1], "max_tokens": 400, "request_id": "left"}
+        httpx.post(f"{frontend.url}/v1/completions", json=body, timeout=0.3)
+    wait_until(lambda: len(frontend.engine.aborted) == 2)
+    time.sleep(0.05)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    requests = {line["request_id"]: line for line in lines if line["event"] == "request"}
+    for name in ("stopped", "left"):
+        assert 0 < requests[name]["queue_ms"] <= requests[name]["ttft_ms"], name
+    families = {family.name: family for family in text_string_to_metric_families(get(frontend, "/metrics").text)}
+    assert count(families, "colocate_request_queue_time_seconds") == 1
+    assert count(families, "vllm:request_prefill_time_seconds") == 1
+    decode_s = value(families, "vllm:request_decode_time_seconds_sum")
+    assert 0.02 < decode_s < 1
 
 
 def test_page_is_self_contained(frontend: RunningFrontend) -> None:

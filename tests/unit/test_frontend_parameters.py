@@ -150,7 +150,9 @@ def test_defaults_are_openais() -> None:
 def test_length_of_prompt_and_output() -> None:
     assert resolve_max_tokens(None, 10, 64, 0, "messages", "max_tokens") == 54
     assert resolve_max_tokens(54, 10, 64, 0, "prompt", "max_tokens") == 54
-    for asked, num_prompt, param in ((55, 10, "max_tokens"), (1, 64, "prompt"), (None, 64, "prompt")):
+    assert resolve_max_tokens(0, 64, 64, 0, "prompt", "max_tokens") == 0
+    cases = ((55, 10, "max_tokens"), (1, 64, "prompt"), (None, 64, "prompt"), (0, 65, "prompt"))
+    for asked, num_prompt, param in cases:
         with pytest.raises(RequestError) as caught:
             resolve_max_tokens(asked, num_prompt, 64, 0, "prompt", "max_tokens")
         assert caught.value.param == param and caught.value.code == "context_length_exceeded"
