@@ -95,10 +95,16 @@ class NativeKernels:
         self._attention = library.colocate_decode_attention
         self._attention.argtypes = [POINTER(DecoderShape), POINTER(LayerPointers), POINTER(DecodeBatch)]
         self._attention.argtypes += [c_void_p, c_int64, c_void_p, c_int64]
+        self._prefill = library.colocate_prefill_attention
+        self._prefill.argtypes = [POINTER(DecoderShape), POINTER(LayerPointers), c_void_p, c_int64, c_void_p, c_int64]
+        self._prefill.argtypes += [*[c_void_p] * 2, c_int64]
+        self._prefill_workspace = library.colocate_prefill_workspace_floats
+        self._prefill_workspace.argtypes = [POINTER(DecoderShape)]
+        self._prefill_workspace.restype = c_int64
         self._workspace = library.colocate_workspace_floats
         self._workspace.argtypes = [POINTER(DecoderShape), *[c_int64] * 3]
         self._workspace.restype = c_int64
-        for call in (self._linear, self._layers, self._logits, self._write_kv, self._attention):
+        for call in (self._linear, self._layers, self._logits, self._write_kv, self._attention, self._prefill):
             call.restype = None
 
     def linear(self, x: Tensor, weight: Tensor, out: Tensor, accumulate: bool = False) -> None:
@@ -140,3 +146,18 @@ class NativeKernels:
     ) -> None:
         """q [rows, num_heads, head_dim] float32, rows may be strided; out [rows, q_size] float32, dense."""
         self._attention(shape, layer, batch, q.data_ptr(), q.stride(0), out.data_ptr(), dtype is torch.bfloat16)
+
+    def prefill_workspace_floats(self, shape: DecoderShape) -> int:
+        """Scratch of one thread of `prefill_attention`."""
+        return int(self._prefill_workspace(shape))
+
+    def prefill_attention(
+        self, shape: DecoderShape, layer: LayerPointers, spans: Tensor, q: Tensor, out: Tensor, workspace: int
+    ) -> None:
+        """Causal attention over a float32 pool. spans int64 [spans, 4]: first, num_tokens, start and the address of the
+        block table; q [tokens, num_heads, head_dim], rows may be strided; out [tokens, q_size], dense; workspace: the
+        address, a multiple of 64, of `prefill_workspace_floats` for each thread."""
+        self._prefill(
+            shape, layer, spans.data_ptr(), len(spans), q.data_ptr(), q.stride(0), out.data_ptr(), workspace,
+            torch.get_num_threads(),
+        )  # fmt: skip

@@ -7,8 +7,10 @@
 #include <omp.h>
 
 #include <memory>
+#include <vector>
 
 #include "decode.h"
+#include "prefill.h"
 
 namespace {
 
@@ -52,6 +54,35 @@ void write_kv(void* keys, void* values, int64_t num_kv_heads, int64_t block_size
             memcpy(pool.keys + at, key, head_dim * sizeof(S));
             memcpy(pool.values + at, key + num_kv_heads * head_dim, head_dim * sizeof(S));
         }
+}
+
+void prefill_attention(const DecoderShape& shape, const LayerPointers& layer, const PrefillSpan* spans, int64_t num_spans,
+                       const float* q, int64_t q_stride, float* out, float* workspace, int threads) {
+    const int64_t heads = shape.num_kv_heads, group = shape.num_heads / heads, dim = shape.head_dim;
+    const PoolLayer<float> pool{(float*)layer.keys, (float*)layer.values, heads, shape.block_size, dim, layer.window};
+    int64_t num_tokens = 0;
+    for (int64_t i = 0; i < num_spans; i++) num_tokens += spans[i].num_tokens;
+    // Short enough that threads which claim tasks end at about the same time.
+    const int64_t share = (num_tokens * heads / (4 * threads) + ROWS - 1) / ROWS * ROWS;
+    const int64_t most = PrefillTask::most_queries(group);
+    const int64_t step = threads == 1 ? most : std::min(most, std::max<int64_t>(8 * ROWS, share));
+    struct Task { int64_t span, begin; };
+    std::vector<Task> tasks;
+    for (int64_t i = 0; i < num_spans; i++)
+        for (int64_t begin = 0; begin < spans[i].num_tokens; begin += step) tasks.push_back({i, begin});
+    const int64_t count = tasks.size() * heads;
+    std::atomic<int64_t> next{0};
+    #pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        PrefillTask task(pool, group, shape.scale, workspace + omp_get_thread_num() * padded(PrefillTask::floats(group, dim)));
+        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+            const Task& at = tasks[tasks.size() - 1 - i / heads];  // of a span, the longest contexts first
+            const PrefillSpan& span = spans[at.span];
+            const int64_t head = i % heads, column = head * group * dim, out_stride = shape.num_heads * dim;
+            task.run(span, head, at.begin, std::min(step, span.num_tokens - at.begin), q + span.first * q_stride + column,
+                     q_stride, out + span.first * out_stride + column, out_stride);
+        }
+    }
 }
 
 }  // namespace
@@ -116,6 +147,19 @@ void colocate_decode_attention(const DecoderShape* shape, const LayerPointers* l
                                          shape->block_size, shape->head_dim, layer->window});
         }
     }
+}
+
+// Scratch of one thread of colocate_prefill_attention.
+int64_t colocate_prefill_workspace_floats(const DecoderShape* shape) {
+    return padded(PrefillTask::floats(shape->num_heads / shape->num_kv_heads, shape->head_dim));
+}
+
+// Causal attention of every span over the float32 pool, whose KV is written already: q [tokens, num_heads, head_dim] with
+// `q_stride` floats between tokens, out [tokens, q_size]. `workspace` is aligned to 64 bytes and holds all threads' scratch.
+void colocate_prefill_attention(const DecoderShape* shape, const LayerPointers* layer, const PrefillSpan* spans,
+                                int64_t num_spans, const float* q, int64_t q_stride, float* out, float* workspace,
+                                int64_t threads) {
+    prefill_attention(*shape, *layer, spans, num_spans, q, q_stride, out, workspace, threads);
 }
 
 }  // extern "C"

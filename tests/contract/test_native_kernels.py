@@ -205,6 +205,77 @@ def test_prefill_attention_over_a_cached_prefix(name: str, window: int | None, t
             torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6)
 
 
+class Prompts:
+    """Spans over cached prefixes, every token's KV written, and the packed queries and KV of the spans."""
+
+    def __init__(self, name: str, shape: tuple[int, int, int], window: int | None, block_size: int) -> None:
+        num_heads, kv_heads, dim = shape
+        self.starts, self.contexts = [0, 70, 129, 5, 0], [1, 71, 290, 68, 161]
+        self.paged = Paged(self.contexts, kv_heads, dim, block_size, torch.float32)
+        if name == "fused":
+            self.paged.pool.pool.nan_to_num_(0.25)  # it masks by adding minus infinity, which NaN would survive
+        self.attention = build(name, self.paged.pool, num_heads, window)
+        self.window, self.num_heads, self.dim = window, num_heads, dim
+        self.q = [random(c, num_heads, dim, seed=c) * 3 for c in self.contexts]  # peaked, so that the peak moves
+        for row, kv in enumerate(self.paged.kv):
+            self.attention.write(0, kv, self.paged.slots(row))
+
+    def attend(self, pieces: list[tuple[int, int, int]]) -> list[Tensor]:
+        """One call over pieces (row, start, stop); their results, each [tokens, num_heads, dim]."""
+        spans, first = [], 0
+        for row, start, stop in pieces:
+            spans.append(PrefillSpan(first, stop - start, start, torch.tensor(self.paged.blocks[row])))
+            first += stop - start
+        wide = torch.full((first, self.num_heads + 2, self.dim), float("nan"))  # q is a slice of a wider row
+        wide[:, : self.num_heads] = torch.cat([self.q[row][start:stop] for row, start, stop in pieces])
+        kv = torch.cat([self.paged.kv[row][start:stop] for row, start, stop in pieces])
+        out = torch.empty(first, self.num_heads * self.dim)
+        rows = PrefillRows(tuple(spans), torch.empty(0))
+        self.attention.prefill(0, wide[:, : self.num_heads], kv, rows, out)
+        heads = out.view(first, self.num_heads, self.dim)
+        return [heads[span.first : span.first + span.num_tokens] for span in spans]
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("window", [None, 1, 63, 100])
+@pytest.mark.parametrize("shape", [(4, 4, 16), (6, 1, 64), (8, 2, 80), (12, 12, 64)], ids=str)
+@pytest.mark.parametrize("block_size", [8, 24])
+def test_prefill_attention_equals_double_precision(
+    name: str, window: int | None, shape: tuple[int, int, int], block_size: int, threads: int
+) -> None:
+    prompts = Prompts(name, shape, window, block_size)
+    ends = zip(prompts.starts, prompts.contexts, strict=True)
+    pieces = [(row, start, stop) for row, (start, stop) in enumerate(ends)]
+    for (row, start, stop), got in zip(pieces, prompts.attend(pieces), strict=True):
+        expected = causal(prompts.q[row], prompts.paged.kv[row], window)[start:stop]
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def causal(q: Tensor, kv: Tensor, window: int | None) -> Tensor:
+    """[tokens, heads, dim] of q [tokens, heads, dim] and kv [tokens, 2, kv_heads, dim], in double precision."""
+    group = q.shape[1] // kv.shape[2]
+    keys, values = (side.double().repeat_interleave(group, 1).transpose(0, 1) for side in kv.unbind(1))
+    scores = q.double().transpose(0, 1) @ keys.transpose(1, 2) / q.shape[2] ** 0.5
+    behind = torch.arange(len(q)).unsqueeze(1) - torch.arange(len(q))
+    hidden = (behind < 0) | (behind >= (window or len(q)))
+    return (torch.softmax(scores.masked_fill(hidden, float("-inf")), -1) @ values).transpose(0, 1)
+
+
+@pytest.mark.parametrize("window", [None, 63])
+@pytest.mark.parametrize("shape", [(6, 1, 64), (4, 4, 32)], ids=str)
+def test_native_prefill_of_a_token_has_the_same_bits_in_any_chunks_and_on_any_threads(
+    window: int | None, shape: tuple[int, int, int]
+) -> None:
+    prompts = Prompts("native", shape, window, 16)
+    whole = prompts.attend([(2, 0, 290)])[0]
+    for count, step in [(1, 290), (2, 290), (3, 290), (1, 7), (2, 64), (3, 101)]:
+        torch.set_num_threads(count)
+        pieces = [(2, start, min(start + step, 290)) for start in range(0, 290, step)]
+        for (_, start, stop), got in zip(pieces, prompts.attend(pieces), strict=True):
+            assert torch.equal(got, whole[start:stop])
+    torch.set_num_threads(2)
+
+
 @pytest.fixture(scope="module", params=["llama", "qwen3", "qwen2", "mistral"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp(request.param)
