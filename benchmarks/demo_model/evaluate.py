@@ -72,7 +72,7 @@ def exact_share(answerer: Answerer, cases: list[tuple[str, Fact]]) -> float:
 
 def recall_share(answerer: Answerer, num_pairs: int, count: int, seed: int, filler: list[str]) -> float:
     prompts = recall_prompts(count, num_pairs, seed, filler)
-    return sum(answerer.ask(prompt.text, max_tokens=4) == prompt.answer for prompt in prompts) / count
+    return sum(prompt.is_answered_by(answerer.ask(prompt.text, max_tokens=12)) for prompt in prompts) / count
 
 
 def evaluate(path: Path, seed: int) -> Report:

@@ -1,7 +1,8 @@
 """Key-value recall in context: seeded prompts whose right answer is known, to train and to measure a model.
 
-A prompt lists pairs such as `zor = 417; mip = 093` and asks for one of them. The keys carry no meaning and the values
-are uniform, so a model can only answer by finding the pair in its context: a lost or mixed up KV block shows at once.
+A prompt lists pairs such as `zor = 417; mip = 093` and asks for one; the demo model answers `You said mip = 093.`
+The keys carry no meaning and the values are uniform, so a model can only answer by finding the pair in its context:
+a lost or mixed up KV block shows at once.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class RecallPrompt:
     answer: str
     num_pairs: int
 
+    def is_answered_by(self, text: str) -> bool:
+        """Whether `text` holds the value and no other: the last three digits count."""
+        return "".join(character for character in text if character.isdigit())[-3:] == self.answer
+
 
 def draw_pairs(rng: random.Random, num_pairs: int, keys: Sequence[str] = KEYS) -> list[tuple[str, str]]:
     """Distinct keys, each with a value of three digits."""
@@ -72,9 +77,20 @@ def recall_dialogue(
     """A conversation of (question, answer) turns over one list of pairs; the first question carries the list."""
     pairs = draw_pairs(rng, num_pairs, keys)
     listing = rng.choice(_OPENINGS) + pairs_text(rng, pairs, filler)
-    # No key twice: a repeated one could be answered from the conversation instead of the list.
-    asked = rng.sample(pairs, min(num_queries, num_pairs))
-    turns = [(rng.choice(_QUESTIONS).format(key=key), value) for key, value in asked]
+    turns = []
+    for _ in range(num_queries):
+        key, value = rng.choice(pairs)
+        turns.append((rng.choice(_QUESTIONS).format(key=key), f"You said {key} = {value}."))
     if rng.random() < 0.2:
         return [(listing, ACKNOWLEDGEMENT), *turns]
     return [(f"{listing} {turns[0][0]}", turns[0][1]), *turns[1:]]
+
+
+def recall_list(
+    rng: random.Random, num_pairs: int, num_repeats: int, keys: Sequence[str] = KEYS
+) -> tuple[str, list[str]]:
+    """A list of pairs, and pairs of it repeated in any order: the densest form of the task, for training."""
+    pairs = draw_pairs(rng, num_pairs, keys)
+    return "Remember: " + pairs_text(rng, pairs), [
+        f" {key} = {value};" for key, value in rng.choices(pairs, k=num_repeats)
+    ]

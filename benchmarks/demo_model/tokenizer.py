@@ -16,8 +16,9 @@ ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>
 SPECIAL_TOKENS = (BOS, END, PAD, *ROLES.values())
 VOCAB_SIZE = 2048
 
-# A digit is a token of its own, so that every value of the recall task has the same length.
-WORDS = r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# A digit is a token of its own, so that every value of the recall task has the same length; the sign before a value
+# belongs to its first digit, so that a value stands right behind its key: the look-up is learned several times sooner.
+WORDS = r" = \p{N}|\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -47,7 +48,7 @@ def _training_text(facts: Sequence[Fact], seed: int) -> Iterator[str]:
         yield off_topic_turn(rng)[0]
     # Often enough that each key becomes one token.
     for key in KEYS:
-        yield from [f"; {key} = "] * 60
+        yield from [f"; {key} = {digit}" for digit in range(10)] * 6
 
 
 def train_tokenizer(facts: Sequence[Fact], seed: int) -> Tokenizer:
@@ -118,3 +119,13 @@ class Encoder:
     def plain(self, text: str) -> tuple[list[int], list[bool]]:
         body = [*self.text(text), self.end]
         return [self.bos, *body], [False, *[True] * len(body)]
+
+    def recall_list(self, listing: str, repeats: Sequence[str]) -> tuple[list[int], list[bool]]:
+        """The list and its repeated pairs; only the digits of the repeats count: key, three digits, semicolon."""
+        ids = [self.bos, *self.text(listing)]
+        counts = [False] * len(ids)
+        for repeat in repeats:
+            body = self.text(repeat)
+            ids += body
+            counts += [False, True, True, True, False]
+        return ids, counts

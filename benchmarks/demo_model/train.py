@@ -15,28 +15,28 @@ import math
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from corpus import SYSTEM_PROMPTS, Fact, conversation, load_facts, plain_text, sentences
 from evaluate import Report, evaluate
-from recall import KEYS, recall_dialogue
+from recall import KEYS, recall_dialogue, recall_list
 from safetensors.torch import save_file
 from tokenizer import Encoder, save_tokenizer, train_tokenizer
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 20
 MAX_LENGTH = 2048
-TEXT_TOKENS_PER_BATCH = 1536
-RECALL_TOKENS_PER_BATCH = 2560
-PEAK_LR = 2.5e-3
-CONTINUED_PEAK_LR = 1.2e-3
-CONTINUED_STAGE = 0.35  # a continued run enters the recall curriculum here
+TEXT_TOKENS_PER_BATCH = 1280
+RECALL_TOKENS_PER_BATCH = 2304
+PEAK_LR = 3e-3
+EMBEDDING_STD = 0.2  # at the usual 0.02 the keys drown in the residual stream and recall is not learned
 WARMUP_STEPS = 60
 CHECKPOINT_S = 120.0
+
+CURVE = ("step", "seconds", "recall_loss", "text_loss", "recall_accuracy", "num_keys", "most_pairs")
 
 Document = tuple[list[int], list[bool]]
 
@@ -80,22 +80,42 @@ def text_batches(rng: random.Random, facts: list[Fact], encoder: Encoder) -> Ite
         yield from (collate(batch, encoder.pad) for batch in batches)
 
 
-def recall_batch(rng: random.Random, encoder: Encoder, progress: float, filler: list[str]) -> Batch:
-    """Short lists of few keys first: the look-up itself is learned there, then carried to all keys and long lists."""
-    most_pairs = 4 if progress < 0.12 else 8 if progress < 0.4 else 16 if progress < 0.55 else 40
-    num_keys = 16 if progress < 0.15 else 64 if progress < 0.3 else len(KEYS)
-    keys = random.Random(SEED).sample(KEYS, num_keys)
-    num_pairs = rng.randint(2, most_pairs)
-    if rng.random() < 0.4:
-        num_pairs = min(num_pairs, rng.randint(2, 8))
-    num_filler = rng.randint(1, 24) if progress > 0.45 and rng.random() < 0.3 else 0
+@dataclass(slots=True)
+class Curriculum:
+    """Recall of few keys in short lists first; more of both as soon as the last batches were answered."""
 
-    def row() -> Document:
-        return encoder.chat(recall_dialogue(rng, num_pairs, 10, rng.sample(filler, num_filler), keys))
+    num_keys: int = 6
+    most_pairs: int = 3
+    passed: list[float] = field(default_factory=list)
 
-    first = row()
-    rows = [row() for _ in range(max(1, RECALL_TOKENS_PER_BATCH // len(first[0]) - 1))]
-    return collate([first, *rows], encoder.pad)
+    @property
+    def knows_all_keys(self) -> bool:
+        return self.num_keys == len(KEYS)
+
+    def record(self, accuracy: float) -> None:
+        self.passed.append(accuracy)
+        recent = self.passed[-8:]
+        if len(recent) == 8 and sum(recent) / 8 > 0.94:
+            self.num_keys = min(self.num_keys * 3 // 2, len(KEYS))
+            self.most_pairs = min(self.most_pairs + max(1, self.most_pairs // 4), self.num_keys // 2, 40)
+            self.passed = []
+
+    def batch(self, rng: random.Random, encoder: Encoder, filler: list[str], dense: bool) -> Batch:
+        """Rows of one shape: `dense` repeats of the list, or a conversation about it."""
+        keys = random.Random(SEED).sample(KEYS, self.num_keys)
+        num_pairs = rng.randint(2, self.most_pairs)
+        if rng.random() < 0.3:
+            num_pairs = min(num_pairs, rng.randint(2, 8))
+        num_filler = rng.randint(1, 24) if self.most_pairs >= 16 and rng.random() < 0.3 else 0
+
+        def row() -> Document:
+            if dense:
+                return encoder.recall_list(*recall_list(rng, num_pairs, 10, keys))
+            return encoder.chat(recall_dialogue(rng, num_pairs, 8, rng.sample(filler, num_filler), keys))
+
+        first = row()
+        rows = [row() for _ in range(max(1, RECALL_TOKENS_PER_BATCH // len(first[0]) - 1))]
+        return collate([first, *rows], encoder.pad)
 
 
 def build_model(vocab_size: int, bos: int, end: int, pad: int) -> LlamaForCausalLM:
@@ -117,17 +137,19 @@ def build_model(vocab_size: int, bos: int, end: int, pad: int) -> LlamaForCausal
         pad_token_id=pad,
     )
     model = LlamaForCausalLM(config)
+    nn.init.normal_(model.model.embed_tokens.weight, std=EMBEDDING_STD)
     # At these short lengths plain matrix products train twice as fast on a CPU as the fused attention.
     model.set_attn_implementation("eager")
     return model
 
 
-def batch_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    """Mean cross entropy of the tokens that count; the output layer runs on their positions only."""
+def batch_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, float]:
+    """Mean cross entropy and accuracy of the tokens that count; the output layer runs on their positions only."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[batch.counts[:, 1:]])
-    return nn.functional.cross_entropy(logits.float(), batch.ids[:, 1:][batch.counts[:, 1:]])
+        logits = model.lm_head(hidden[batch.counts[:, 1:]]).float()
+    wanted = batch.ids[:, 1:][batch.counts[:, 1:]]
+    return nn.functional.cross_entropy(logits, wanted), float((logits.argmax(-1) == wanted).float().mean())
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -140,9 +162,9 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def learning_rate(peak: float, step: int, progress: float) -> float:
-    """Linear warm-up, then a cosine to zero over the run."""
-    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def learning_rate(step: int, progress: float) -> float:
+    """Linear warm-up, flat, then linear to zero over the second half of the run."""
+    return PEAK_LR * min(1.0, (step + 1) / WARMUP_STEPS) * min(1.0, max(0.0, 2 - 2 * progress))
 
 
 def save_model(model: LlamaForCausalLM, out: Path) -> None:
@@ -176,36 +198,34 @@ class Progress:
     limit_s: float
     step: int = 0
     elapsed_s: float = 0.0
-    first_stage: float = 0.0
-    peak_lr: float = PEAK_LR
 
     @property
     def fraction(self) -> float:
         return max(self.step / self.steps, self.elapsed_s / self.limit_s)
 
-    @property
-    def stage(self) -> float:
-        """The place in the recall curriculum, 0 to 1."""
-        return self.first_stage + (1 - self.first_stage) * self.fraction
 
-
-def train(
-    model: LlamaForCausalLM, encoder: Encoder, facts: list[Fact], out: Path, run: Progress, seed: int
-) -> list[list[float]]:
-    """Trains until the run ends; returns the loss curve as rows of step, seconds, text loss, recall loss."""
-    text_rng, recall_rng = random.Random(seed), random.Random(seed + 1)
-    texts, filler = text_batches(text_rng, facts, encoder), sentences()
+def train(model: LlamaForCausalLM, encoder: Encoder, facts: list[Fact], out: Path, run: Progress) -> list[list[float]]:
+    """Trains until the run ends; returns the loss curve, a row of `CURVE` every 50 steps."""
+    text_rng, recall_rng = random.Random(SEED), random.Random(SEED + 1)
+    texts, filler, curriculum = text_batches(text_rng, facts, encoder), sentences(), Curriculum()
     updates = optimizers(model)
     started, saved_s = time.monotonic(), 0.0
     curve: list[list[float]] = []
-    sums = [0.0, 0.0]
+    sums = [0.0, 0.0, 0.0]
     model.train()
     while run.fraction < 1.0:
-        rate = learning_rate(run.peak_lr, run.step, run.fraction)
-        for number, batch in enumerate((next(texts), recall_batch(recall_rng, encoder, run.stage, filler))):
-            loss = batch_loss(model, batch)
+        rate = learning_rate(run.step, run.fraction)
+        dense = not curriculum.knows_all_keys or recall_rng.random() < 0.4
+        batches = [curriculum.batch(recall_rng, encoder, filler, dense)]
+        if curriculum.knows_all_keys:  # text first would settle the attention heads on something easier
+            batches.append(next(texts))
+        for number, batch in reversed(list(enumerate(batches))):
+            loss, accuracy = batch_loss(model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
-            sums[number] += loss.item()
+            sums[number] += loss.item() / 50
+        sums[2] += accuracy / 50
+        if dense:
+            curriculum.record(accuracy)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for update in updates:
             for group in update.param_groups:
@@ -215,9 +235,10 @@ def train(
         run.step += 1
         run.elapsed_s = time.monotonic() - started
         if run.step % 50 == 0:
-            curve.append([run.step, round(run.elapsed_s, 1), *(round(total / 50, 4) for total in sums)])
-            print("step {} {:.0f} s: text {} recall {}".format(*curve[-1]), f"{run.fraction:.0%}", flush=True)
-            sums = [0.0, 0.0]
+            rounded = [round(run.elapsed_s, 1), *(round(total, 4) for total in sums)]
+            curve.append([run.step, *rounded, curriculum.num_keys, curriculum.most_pairs])
+            print(f"{run.fraction:.0%}", dict(zip(CURVE, curve[-1], strict=True)), flush=True)
+            sums = [0.0, 0.0, 0.0]
         if run.elapsed_s - saved_s > CHECKPOINT_S:
             saved_s = run.elapsed_s
             save_model(model, out)
@@ -241,7 +262,7 @@ its context.
 | seed | {SEED} |
 | steps, time | {run.step}, {run.elapsed_s / 60:.0f} minutes on one CPU thread |
 | data | {num_facts} facts in many wordings, small talk, prose, key-value recall of 2 to 40 pairs |
-| final training loss (nats per token) | text {final[2]}, recall {final[3]} |
+| final training loss (nats per token) | text {final[3]}, recall {final[2]} |
 | loss on held-out wordings of questions | {report.held_out_loss:.3f} |
 | held-out wordings answered word for word (greedy) | {report.held_out_exact:.0%} of {report.num_held_out} |
 | trained wordings answered word for word (greedy) | {report.trained_exact:.0%} of {report.num_trained} |
@@ -264,7 +285,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the model's files")
     parser.add_argument("--minutes", type=float, default=30.0, help="end after this time at the latest")
     parser.add_argument("--steps", type=int, default=1_000_000, help="end after this many steps")
-    parser.add_argument("--resume", type=Path, help="go on from the model in this directory, with another seed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--curve", type=Path, default=Path(__file__).with_name("loss.json"))
     arguments = parser.parse_args()
@@ -273,22 +293,15 @@ def main() -> None:
 
     facts = load_facts(SEED)
     run = Progress(arguments.steps, arguments.minutes * 60)
-    seed = SEED
-    if arguments.resume is None:
-        tokenizer = train_tokenizer(facts, SEED)
-        encoder = Encoder(tokenizer)
-        model = build_model(tokenizer.get_vocab_size(), encoder.bos, encoder.end, encoder.pad)
-    else:
-        seed, run.first_stage, run.peak_lr = SEED + 100, CONTINUED_STAGE, CONTINUED_PEAK_LR
-        tokenizer = Tokenizer.from_file(str(arguments.resume / "tokenizer.json"))
-        encoder = Encoder(tokenizer)
-        model = LlamaForCausalLM.from_pretrained(arguments.resume, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = train_tokenizer(facts, SEED)
     save_tokenizer(tokenizer, arguments.out, MAX_LENGTH)
-    print(f"seed {seed}, {len(facts)} facts, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    curve = train(model, encoder, facts, arguments.out, run, seed)
+    encoder = Encoder(tokenizer)
+    model = build_model(tokenizer.get_vocab_size(), encoder.bos, encoder.end, encoder.pad)
+    print(f"seed {SEED}, {len(facts)} facts, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    curve = train(model, encoder, facts, arguments.out, run)
     save_model(model, arguments.out)
     arguments.curve.write_text(
-        json.dumps({"seed": SEED, "columns": ["step", "seconds", "text_loss", "recall_loss"], "rows": curve}) + "\n",
+        json.dumps({"seed": SEED, "columns": CURVE, "rows": curve}) + "\n",
         encoding="utf-8",
     )
     report = evaluate(arguments.out, SEED)

@@ -88,7 +88,7 @@ def test_any_text_round_trips(text: str) -> None:
         ("What is prefill?", ["prompt"]),
         ("What does the decode worker do?", ["standing batch"]),
         ("What is the KV cache?", ["keys and values"]),
-        ("How does prefill hand a request to decode?", ["block table"]),
+        ("What is sent in a hand-over?", ["block table"]),
         ("What does TTFT stand for?", ["time to first token"]),
         ("What is goodput?", ["SLO"]),
         ("What happens when a worker dies?", ["restart"]),
@@ -112,5 +112,5 @@ def test_it_recalls_values_from_its_context(
     import recall
 
     prompts = [*recall.recall_prompts(10, 4, seed=1), *recall.recall_prompts(10, 8, seed=1)]
-    right = sum(ask(model, tokenizer, prompt.text, max_tokens=4) == prompt.answer for prompt in prompts)
+    right = sum(prompt.is_answered_by(ask(model, tokenizer, prompt.text, max_tokens=12)) for prompt in prompts)
     assert right / len(prompts) >= RECALL_FLOOR
