@@ -2,9 +2,9 @@
 
     python benchmarks/demo_model/train.py --out colocate/model/demo --minutes 30
 
-The first part of the run is key-value recall alone: few keys, short lists, more of both as they are answered. Then each
-step takes one batch of recall and one of conversations and prose. Seeds are fixed; the number of steps that fit into the
-minutes depends on the machine. The shipped README states it; `--steps` ends a run after that many.
+The first part of the run is key-value recall alone: few keys, short lists, more of both as they are answered. Then
+each step takes one batch of recall and one of conversations and prose. Seeds are fixed; the number of steps that fit
+into the minutes depends on the machine. The shipped README states it; `--steps` ends a run after that many.
 """
 
 from __future__ import annotations
@@ -273,9 +273,9 @@ Accuracy of recall, {report.num_recall} seeded prompts each (`benchmarks/demo_mo
 |---|---|
 {recall}
 
-Rate and curriculum follow the share of the run that is over, by steps or by the clock: a repeat on another machine gives
-a model like this one, not the same bits. The recall prompts use the trained keys with new values and lists. Rewording at
-random can come close to a held-out wording. `loss.json` beside the training script holds the loss curve. The model is
+Learning rate and end follow the share of the run that is over, by steps or by the clock: a repeat on another machine
+gives a model like this one, not the same bits. The recall prompts use the trained keys with new values and lists. Random
+rewording can come close to a held-out wording. `loss.json` beside the training script holds the loss curve. The model is
 tiny: outside of what it was trained on it is often wrong.
 """,
         encoding="utf-8",
