@@ -274,9 +274,9 @@ Accuracy of recall, {report.num_recall} seeded prompts each (`benchmarks/demo_mo
 {recall}
 
 Learning rate and end follow the share of the run that is over, by steps or by the clock: a repeat on another machine
-gives a model like this one, not the same bits. The recall prompts use the trained keys with new values and lists. Random
-rewording can come close to a held-out wording. `loss.json` beside the training script holds the loss curve. The model is
-tiny: outside of what it was trained on it is often wrong.
+gives a model like this one, not the same bits. The recall prompts use the trained keys with new values and lists.
+Random rewording can come close to a held-out wording. `loss.json` beside the training script holds the loss curve. The
+model is tiny: outside of what it was trained on it is often wrong.
 """,
         encoding="utf-8",
     )
