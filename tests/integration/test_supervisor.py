@@ -93,12 +93,18 @@ def _running(daemon: Daemon) -> bool:
     return bool(daemon.state()["queue"]["decode_running"])
 
 
+def _start_stream(daemon: Daemon, max_tokens: int) -> tuple[threading.Thread, list[str]]:
+    """A client under way, and the lines it has received so far."""
+    received: list[str] = []
+    client = threading.Thread(target=_stream, args=(daemon, max_tokens, received))
+    client.start()
+    eventually(lambda: _running(daemon), what="the request runs")
+    return client, received
+
+
 def test_sigterm_lets_running_requests_finish() -> None:
     with start_daemon("--profile", "tests/data/slow_profile.yaml") as daemon:
-        received: list[str] = []
-        client = threading.Thread(target=_stream, args=(daemon, 60, received))
-        client.start()
-        eventually(lambda: _running(daemon), what="the request runs")
+        client, received = _start_stream(daemon, 60)
         daemon.process.send_signal(signal.SIGTERM)
         client.join(30.0)
         assert received[-1] == "data: [DONE]"
@@ -107,10 +113,7 @@ def test_sigterm_lets_running_requests_finish() -> None:
 
 def test_a_second_signal_stops_at_once() -> None:
     with start_daemon("--profile", "tests/data/slow_profile.yaml") as daemon:
-        received: list[str] = []
-        client = threading.Thread(target=_stream, args=(daemon, 2000, received))
-        client.start()
-        eventually(lambda: _running(daemon), what="the request runs")
+        client, _ = _start_stream(daemon, 2000)
         daemon.process.send_signal(signal.SIGINT)
         time.sleep(0.3)
         assert daemon.process.poll() is None
@@ -124,10 +127,7 @@ def test_a_second_signal_stops_at_once() -> None:
 
 def test_the_drain_ends_at_its_deadline() -> None:
     with start_daemon("--profile", "tests/data/slow_profile.yaml", "--drain-timeout-s", "0.5") as daemon:
-        received: list[str] = []
-        client = threading.Thread(target=_stream, args=(daemon, 2000, received))
-        client.start()
-        eventually(lambda: _running(daemon), what="the request runs")
+        client, received = _start_stream(daemon, 2000)
         begun_s = time.monotonic()
         assert daemon.stop(is_idle=False) == 0
         assert time.monotonic() - begun_s < 5.0
