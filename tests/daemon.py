@@ -29,6 +29,9 @@ from typing import Any, TypeVar
 
 import httpx
 
+from colocate.frontend.app import STATE_TIMEOUT_S
+from tests.limits import LIMIT_S, START_LIMIT_S
+
 T = TypeVar("T")
 
 _MARK = "TEST_DAEMON_MARK"  # inherited by every process of one daemon
@@ -36,7 +39,7 @@ _KEEP_ENVIRON = {"SPT_NOENV": "1"}  # setproctitle would overwrite what we find 
 ROLES = ("frontend", "keeper", "engine", "prefill", "decode")
 
 
-def eventually(probe: Callable[[], T | None], timeout_s: float = 10.0, what: str = "") -> T:
+def eventually(probe: Callable[[], T | None], timeout_s: float = LIMIT_S, what: str = "") -> T:
     """The first true answer of `probe`, asked every 20 ms. Fails after the time-out."""
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -93,7 +96,7 @@ class Daemon:
     def output(self) -> str:
         return "".join(self._lines)
 
-    def wait_ready(self, timeout_s: float = 60.0) -> Daemon:
+    def wait_ready(self, timeout_s: float = START_LIMIT_S) -> Daemon:
         """Until it says where it listens and /ready answers 200."""
         match = eventually(lambda: re.search(r"open (http://\S+)", self.output) or self._died(), timeout_s, "the URL")
         self.base_url = match.group(1)
@@ -102,21 +105,29 @@ class Daemon:
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.base_url}/ready", timeout=5.0).status_code == 200
+            return httpx.get(f"{self.base_url}/ready", timeout=LIMIT_S).status_code == 200
         except httpx.HTTPError:
             return False
 
     def state(self) -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"{self.base_url}/state", headers=self._headers, timeout=5.0).json()
-        return answer
+        """What the engine says now: not the last word of one that was too busy to answer the frontend in time."""
+
+        def fresh() -> dict[str, Any] | None:
+            reply = httpx.get(f"{self.base_url}/state", headers=self._headers, timeout=LIMIT_S)
+            answer: dict[str, Any] = reply.json()
+            return answer if reply.status_code == 200 and answer["age_s"] < STATE_TIMEOUT_S else None
+
+        return eventually(fresh, what="a fresh /state")
 
     def complete(self, prompt: str = "hello", **fields: Any) -> httpx.Response:
         body = {"model": self.model, "prompt": prompt, "max_tokens": 8, **fields}
-        return httpx.post(f"{self.base_url}/v1/completions", json=body, headers=self._headers, timeout=60.0)
+        return httpx.post(f"{self.base_url}/v1/completions", json=body, headers=self._headers, timeout=LIMIT_S)
 
     @property
     def model(self) -> str:
-        return str(httpx.get(f"{self.base_url}/v1/models", headers=self._headers, timeout=5.0).json()["data"][0]["id"])
+        return str(
+            httpx.get(f"{self.base_url}/v1/models", headers=self._headers, timeout=LIMIT_S).json()["data"][0]["id"]
+        )
 
     def pids(self) -> dict[int, str]:
         """Every live process of this daemon and the role (or `supervisor`) it plays."""
@@ -138,7 +149,7 @@ class Daemon:
         os.kill(pid, number)
         return pid
 
-    def wait_replaced(self, role: str, old_pid: int, timeout_s: float = 20.0) -> int:
+    def wait_replaced(self, role: str, old_pid: int, timeout_s: float = LIMIT_S) -> int:
         """Until another process plays the role and the daemon is ready again; the new pid."""
 
         def replaced() -> int | None:
@@ -147,14 +158,14 @@ class Daemon:
 
         return eventually(replaced, timeout_s, f"a new {role}")
 
-    def wait_pool_whole(self, timeout_s: float = 5.0) -> None:
+    def wait_pool_whole(self, timeout_s: float = LIMIT_S) -> None:
         """Until every KV block is free: what ended, was cut or was aborted holds none."""
         deadline_s = time.monotonic() + timeout_s
         while (kv := self.state()["kv"])["blocks_free"] != kv["blocks_total"]:
             assert time.monotonic() < deadline_s, f"KV blocks are still held: {self.state()}"
             time.sleep(0.02)
 
-    def stop(self, timeout_s: float = 40.0, *, is_idle: bool = True) -> int:
+    def stop(self, timeout_s: float = LIMIT_S, *, is_idle: bool = True) -> int:
         """SIGTERM, wait, check that nothing is left. The exit code. A daemon that is ready must have its whole KV pool
         back by then, unless the test stops it at work (`is_idle` false)."""
         if is_idle and self.base_url and self.is_ready():
@@ -166,22 +177,23 @@ class Daemon:
         self.assert_nothing_left(sockets)
         return code
 
-    def wait_exit(self, timeout_s: float = 40.0) -> int:
+    def wait_exit(self, timeout_s: float = LIMIT_S) -> int:
         try:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._kill_all()
             raise AssertionError(f"still running after {timeout_s} s:\n{self.output}") from None
-        self._reader.join(5.0)
+        self._reader.join(LIMIT_S)
         return code
 
-    def assert_nothing_left(self, sockets: set[str] | None = None, timeout_s: float = 5.0) -> None:
+    def assert_nothing_left(self, sockets: set[str] | None = None, timeout_s: float = LIMIT_S) -> None:
         """No process, abstract socket, shared memory or temporary file of this daemon."""
         try:
             eventually(lambda: not self.pids(), timeout_s, f"all processes gone, still there: {self.pids()}")
         finally:
             self._kill_all()
-        assert not (sockets or set()) & _abstract_names()
+        # the kernel closes the files of a process after it has left the list of processes
+        eventually(lambda: not (sockets or set()) & _abstract_names(), timeout_s, "all sockets closed")
         assert not [path for path in Path("/dev/shm").iterdir() if "colocate" in path.name]
         assert not list(Path(self._temporary.name).iterdir())
         self._temporary.cleanup()
@@ -189,7 +201,7 @@ class Daemon:
 
     def _died(self) -> None:
         if self.process.poll() is not None:
-            self._reader.join(5.0)
+            self._reader.join(LIMIT_S)
             raise AssertionError(f"ended with code {self.process.returncode} before it was ready:\n{self.output}")
 
     def _read(self) -> None:

@@ -17,10 +17,10 @@ from colocate.messages.spec import ProcessSpec, RuntimeFacts
 from colocate.transport.control import ControlChannel, ControlMessage
 from colocate.types import Role
 from tests.byte_tokenizer import VOCAB_SIZE
+from tests.limits import LIMIT_S
 from tests.scripted_engine import Script, ScriptedEngine
 
 MODEL = "tiny"
-READY_LIMIT_S = 20.0
 
 
 def process_table(phase: str = "ready", engine: str = "ready") -> ProcessTable:
@@ -49,7 +49,7 @@ class RunningFrontend:
     def script(self) -> Script:
         return self.engine.script
 
-    def wait_for(self, kind: type, limit_s: float = READY_LIMIT_S) -> ControlMessage:
+    def wait_for(self, kind: type, limit_s: float = LIMIT_S) -> ControlMessage:
         """The next message of this kind on the control channel."""
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
@@ -71,7 +71,7 @@ class RunningFrontend:
         try:
             self.control.send(Shutdown())
         finally:
-            self._thread.join(10)
+            self._thread.join(LIMIT_S)
             self.engine.stop()
             self.control.close()
         assert not self._thread.is_alive(), "the frontend did not stop"
@@ -138,7 +138,7 @@ def facts_for(model_dir: Path, max_model_len: int) -> RuntimeFacts:
     )
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -32,6 +32,7 @@ from colocate.transport.vocabulary import FROM_FRONTEND
 from colocate.transport.waiting import Waiter
 from colocate.transport.zmq_channel import ZmqChannel
 from colocate.types import FinishReason, RequestId, TokenId
+from tests.limits import LIMIT_S
 
 ALPHABET = b"abcdefghijklmnopqrstuvwxyz "
 LOGPROB = -0.5
@@ -98,11 +99,22 @@ class ScriptedEngine:
     def stop(self) -> None:
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(5)
+            self._thread.join(LIMIT_S)
 
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def positions(self) -> list[int]:
+        """How far each running request has come."""
+        return [row.position for row in list(self._running.values())]
+
+    def release(self) -> None:
+        """Go on with what the script holds, or what waits for its first token. Not before it is held."""
+        self.script.hold_after = None
+        for row in list(self._running.values()):
+            row.due_s = 0.0
 
     def _run(self) -> None:
         channel = ZmqChannel.bind(self.address, FROM_FRONTEND)

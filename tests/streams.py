@@ -8,6 +8,7 @@ import threading
 import httpx
 
 from tests.daemon import Daemon, eventually
+from tests.limits import LIMIT_S
 
 
 class Stream(threading.Thread):
@@ -60,13 +61,13 @@ class Stream(threading.Thread):
                 self.finish = choice["finish_reason"] or self.finish
 
 
-def finished(stream: Stream, timeout_s: float = 60.0) -> list[int]:
+def finished(stream: Stream, timeout_s: float = LIMIT_S) -> list[int]:
     """Wait for the end, which must be a good one; the tokens."""
     stream.join(timeout_s)
     assert stream.is_done and stream.error is None, stream.error
     return stream.token_ids
 
 
-def wait_mid_stream(streams: list[Stream], num_tokens: int = 5, timeout_s: float = 20.0) -> None:
+def wait_mid_stream(streams: list[Stream], num_tokens: int = 5, timeout_s: float = LIMIT_S) -> None:
     """Until each stream has received some tokens."""
     eventually(lambda: all(len(stream.token_ids) >= num_tokens for stream in streams), timeout_s, "tokens arrive")

@@ -24,6 +24,7 @@ from colocate.transport.control import ControlChannel
 from colocate.transport.waiting import wait
 from colocate.transport.zmq_channel import ZmqChannel, bind_for_worker
 from colocate.types import WORKER_ROLES, Role
+from tests.limits import LIMIT_S
 
 TOTAL_UNITS = 12
 
@@ -55,10 +56,9 @@ class WorkerUnderTest:
     board: Board
     channel: ZmqChannel
     table: PlanTable
-    started_s: float
     heard: list[Struct] = field(default_factory=list)
 
-    def until(self, found: Callable[[Struct], bool], timeout_s: float = 10.0) -> Struct:
+    def until(self, found: Callable[[Struct], bool], timeout_s: float = LIMIT_S) -> Struct:
         """The first message from the worker that fits; everything on the way is kept too."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
@@ -69,7 +69,7 @@ class WorkerUnderTest:
             wait([self.channel], 0.05)
         raise AssertionError(f"nothing fitting arrived; heard {self.heard[-5:]}, exit code {self.process.poll()}")
 
-    def until_ready(self, timeout_s: float = 10.0) -> ChildReady:
+    def until_ready(self, timeout_s: float = LIMIT_S) -> ChildReady:
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
             wait([self.control], 0.05)
@@ -79,7 +79,7 @@ class WorkerUnderTest:
         raise AssertionError("never ready")
 
     def send(self, message: Struct) -> None:
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + LIMIT_S
         while not self.channel.send(message):
             assert time.monotonic() < deadline_s, "the worker takes no messages"
             time.sleep(0.001)
@@ -136,7 +136,6 @@ def worker_process(
         keeper_address=keeper_address,
     )
     channel = bind_for_worker(address, role)
-    started_s = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "colocate.launch", role.value, str(os.getpid())],
         stdin=subprocess.PIPE,
@@ -147,7 +146,7 @@ def worker_process(
     process.stdin.write(msgspec.msgpack.encode(spec))
     process.stdin.close()
     child.close()
-    worker = WorkerUnderTest(process, spec, parent, board, channel, table, started_s)
+    worker = WorkerUnderTest(process, spec, parent, board, channel, table)
     try:
         yield worker
     finally:

@@ -25,6 +25,7 @@ from colocate.transport.memory_channel import memory_pair
 from colocate.transport.waiting import Waiter, wait
 from colocate.transport.zmq_channel import ZmqChannel
 from colocate.types import FinishReason, Role
+from tests.limits import LIMIT_S
 
 LIMIT_BYTES = 64 * 1024
 HIGH_WATER = 32
@@ -64,14 +65,14 @@ def link(request: pytest.FixtureRequest) -> Iterator[Link]:
 
 
 def send_now(channel: Channel, message: Struct) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + LIMIT_S
     while not channel.send(message):
         assert time.monotonic() < deadline, "the peer never connected"
         time.sleep(0.001)
 
 
 def recv_now(channel: Channel) -> Struct:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + LIMIT_S
     waiter = Waiter([channel])
     while (message := channel.recv()) is None:
         assert time.monotonic() < deadline, "nothing arrived"
@@ -179,13 +180,13 @@ def test_closed_end_raises_and_close_is_idempotent(link: Link) -> None:
 def test_wait_sees_messages_and_plain_descriptors(link: Link) -> None:
     assert not wait([link.engine], 0.01)
     send_now(link.worker, PlanApplied(Role.DECODE, 1, 1))
-    assert wait([link.engine], 5)
+    assert wait([link.engine], LIMIT_S)
     assert wait([link.engine], 0), "level-triggered until it is read"
     assert recv_now(link.engine) is not None
     read_end, write_end = os.pipe()
     try:
         os.write(write_end, b"x")
-        assert wait([link.engine, read_end], 5)
+        assert wait([link.engine, read_end], LIMIT_S)
     finally:
         os.close(read_end)
         os.close(write_end)
@@ -201,7 +202,7 @@ def test_zmq_oversized_frames_disconnect_the_sender_only() -> None:
         send_now(worker, PlanApplied(Role.DECODE, 1, 1))
         rogue.send_multipart([b"\0" * 8, b"\0" * (100 * 1024 * 1024)])
         assert recv_now(engine) == PlanApplied(Role.DECODE, 1, 1)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + LIMIT_S
         while not engine.statistics()["disconnects"]:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -13,6 +13,7 @@ from colocate.messages.control import ChildReady, EngineAt, ProcessTable, Shutdo
 from colocate.transport.control import ControlChannel
 from colocate.transport.waiting import wait
 from colocate.types import Role
+from tests.limits import LIMIT_S
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_last_message_is_read_before_the_end(ends: tuple[ControlChannel, Control
     parent, child = ends
     child.send(StartupPhase("last words"))
     child.close()
-    assert wait([parent], 1)
+    assert wait([parent], LIMIT_S)
     assert parent.recv() == StartupPhase("last words")
     with pytest.raises(ChannelClosed):
         parent.recv()

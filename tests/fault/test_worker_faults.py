@@ -14,6 +14,8 @@ from colocate.messages.control import PlanApplied, WorkerHello
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillDone
 from colocate.types import Role
+from tests.daemon import eventually
+from tests.limits import LIMIT_S
 from tests.worker_harness import decode_row, prefill_row
 from tests.worker_process import WorkerUnderTest, worker_process
 
@@ -31,19 +33,12 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-
-
 def test_exit_before_a_step_leaves_an_unbroken_run_of_reports() -> None:
     """The last ones may have died with their sender: what is not confirmed is drawn again, equal."""
     with worker_process(Role.DECODE, faults=("decode:exit@step=300",)) as worker:
         start_decoding(worker)
         worker.until(step(1))
-        assert worker.process.wait(5) == -signal.SIGKILL
+        assert worker.process.wait(LIMIT_S) == -signal.SIGKILL
         time.sleep(0.05)
         while (message := worker.channel.recv()) is not None:
             worker.heard.append(message)
@@ -63,7 +58,7 @@ def test_exit_in_the_middle_of_a_switch_leaves_the_claim_on_the_board() -> None:
     with worker_process(Role.DECODE, faults=("exit@switch",)) as worker:
         worker.until(lambda message: isinstance(message, PlanApplied))
         worker.set_plan("p6d6")
-        assert worker.process.wait(5) == -signal.SIGKILL
+        assert worker.process.wait(LIMIT_S) == -signal.SIGKILL
         assert worker.board.held(Role.DECODE) == 6, "claimed: nobody may take them before it is reaped"
         assert worker.board.applied(Role.DECODE).seq == 1, "but never in force"
 
@@ -83,8 +78,8 @@ def test_hang_keeps_beating_and_misses_its_deadline() -> None:
         eventually(lambda: _hangs(worker))
         progress, beat = worker.board.progress_of(Role.PREFILL), worker.board.beat_of(Role.PREFILL)
         time.sleep(0.3)
-        assert worker.board.progress_of(Role.PREFILL) == progress, "it gets nowhere"
-        assert worker.board.beat_of(Role.PREFILL) > beat, "and is alive"
+        eventually(lambda: worker.board.beat_of(Role.PREFILL) > beat, what="it is alive")
+        assert worker.board.progress_of(Role.PREFILL) == progress, "and gets nowhere"
         assert progress.deadline_ns - time.monotonic_ns() < 11e9, "the floor of ten seconds"
 
 
@@ -125,7 +120,7 @@ def test_slow_is_slow_once() -> None:
         reports = [message for message in worker.heard if isinstance(message, StepReport)]
         durations_ms = [(report.finished_ns - report.started_ns) / 1e6 for report in reports]
         assert durations_ms[19] >= 250
-        assert sorted(durations_ms)[20] < 50
+        assert sorted(durations_ms)[20] < 250, "the others take some 0.1 ms"
 
 
 def test_raise_fails_the_batch_and_not_the_worker() -> None:
@@ -152,12 +147,12 @@ def test_a_poison_request_kills_every_decode_worker_that_steps_it(incarnation: i
         start_decoding(worker, last_token_id=healthy)
         worker.until(step(30))
         worker.send(DecodeUpdate(joins=[decode_row(9, last_token_id=poison)]))
-        assert worker.process.wait(5) == -signal.SIGKILL
+        assert worker.process.wait(LIMIT_S) == -signal.SIGKILL
 
 
 def test_exit_at_start_never_gets_ready() -> None:
     with worker_process(Role.DECODE, faults=("exit@start",)) as worker:
-        assert worker.process.wait(10) == -signal.SIGKILL
+        assert worker.process.wait(LIMIT_S) == -signal.SIGKILL
 
 
 def test_a_wake_for_a_plan_that_is_already_in_force_is_harmless() -> None:
@@ -165,8 +160,6 @@ def test_a_wake_for_a_plan_that_is_already_in_force_is_harmless() -> None:
         worker.until(lambda message: isinstance(message, PlanApplied))
         for _ in range(20):
             worker.board.ring(Role.DECODE)
-        start = time.monotonic()
         worker.send(DecodeUpdate(joins=[decode_row(1, max_tokens=4)]))
         worker.until(step(3))
-        assert time.monotonic() - start < 5
         assert sum(isinstance(message, PlanApplied) for message in worker.heard) == 1

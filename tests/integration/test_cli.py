@@ -19,6 +19,7 @@ import colocate
 from colocate.frontend.tokenizer import load_tokenizer
 from colocate.model.config import load_model_config
 from tests.daemon import start_daemon
+from tests.limits import LIMIT_S, START_LIMIT_S
 
 DEMO = Path(str(files("colocate.model") / "demo"))
 
@@ -158,7 +159,7 @@ def test_ctrl_c_in_a_terminal_stops_cleanly() -> None:
 
 
 def _read_until(terminal: int, word: bytes) -> bytes:
-    seen, deadline_s = b"", time.monotonic() + 30.0
+    seen, deadline_s = b"", time.monotonic() + START_LIMIT_S
     while word not in seen:
         assert time.monotonic() < deadline_s, seen
         seen += os.read(terminal, 4096)
@@ -166,7 +167,7 @@ def _read_until(terminal: int, word: bytes) -> bytes:
 
 
 def _wait(pid: int) -> int:
-    deadline_s = time.monotonic() + 20.0
+    deadline_s = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.byte_tokenizer import BOS, EOS, write_model_dir
 from tests.frontend_harness import MODEL, RunningFrontend, start_frontend, wait_until
+from tests.limits import LIMIT_S
 from tests.scripted_engine import LOGPROB, Script, fixed_text
 
 USER = [{"role": "user", "content": "hi"}]
@@ -38,7 +39,7 @@ def client(frontend: RunningFrontend) -> Iterator[openai.OpenAI]:
 
 
 def post(frontend: RunningFrontend, path: str, **body: object) -> httpx.Response:
-    return httpx.post(f"{frontend.url}{path}", json={"model": MODEL, **body}, timeout=20)
+    return httpx.post(f"{frontend.url}{path}", json={"model": MODEL, **body}, timeout=LIMIT_S)
 
 
 def complete(frontend: RunningFrontend, **body: object) -> dict[str, object]:
@@ -66,13 +67,16 @@ class TestCompletions:
         assert complete(frontend, prompt="a")["usage"]["completion_tokens"] == 16  # type: ignore[index]
 
     def test_stream_equals_plain(self, frontend: RunningFrontend, client: openai.OpenAI) -> None:
-        frontend.script.token_gap_s = 0.001
+        frontend.script.hold_after = 8
         stream = client.completions.create(model=MODEL, prompt=[1, 2, 3], max_tokens=20, stream=True)
-        chunks = list(stream)
+        chunks = []
+        while sum(len(chunk.choices[0].text) for chunk in chunks) < 8:  # what there is comes before the rest exists
+            chunks.append(next(stream))
+        frontend.engine.release()
+        chunks += list(stream)
         assert "".join(chunk.choices[0].text for chunk in chunks) == "defghijklmnopqrstuvw"
         assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "length"
         assert all(chunk.choices[0].finish_reason is None for chunk in chunks[:-1])
-        assert len(chunks) > 5
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_batches_of_prompts_times_n(self, frontend: RunningFrontend, stream: bool) -> None:
@@ -298,11 +302,12 @@ def test_request_ids(frontend: RunningFrontend) -> None:
         f"{frontend.url}/v1/completions",
         json={"model": MODEL, "prompt": "x", "max_tokens": 1},
         headers={"x-request-id": "mine-1"},
+        timeout=LIMIT_S,
     )
     assert response.headers["x-request-id"] == "mine-1" and response.json()["id"] == "cmpl-mine-1"
     named = complete(frontend, prompt="x", max_tokens=1, request_id="body-2")
     assert named["id"] == "cmpl-body-2"
-    assert len(httpx.get(f"{frontend.url}/health").headers["x-request-id"]) == 32
+    assert len(httpx.get(f"{frontend.url}/health", timeout=LIMIT_S).headers["x-request-id"]) == 32
 
 
 def test_tokenize_and_back(frontend: RunningFrontend) -> None:
@@ -310,5 +315,5 @@ def test_tokenize_and_back(frontend: RunningFrontend) -> None:
     assert answer["tokens"] == [BOS, *"hé".encode()] and answer["count"] == 4 and answer["max_model_len"] == 512
     assert answer["token_strs"][:2] == ["<s>", "h"]
     assert post(frontend, "/tokenize", messages=USER).json()["tokens"] == [BOS, *b"[user]hi\n[assistant]"]
-    back = httpx.post(f"{frontend.url}/detokenize", json={"model": MODEL, "tokens": answer["tokens"][1:]}).json()
+    back = post(frontend, "/detokenize", tokens=answer["tokens"][1:]).json()
     assert back == {"prompt": "hé"}

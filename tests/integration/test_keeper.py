@@ -24,6 +24,7 @@ from colocate.model.config import load_model_config
 from colocate.model.layout import WeightLayout
 from colocate.worker.segments import connect_to, receive_segments
 from tests.daemon import Daemon, start_daemon
+from tests.limits import LIMIT_S
 
 DEMO = Path("colocate/model/demo")
 
@@ -41,7 +42,7 @@ def _address(daemon: Daemon) -> str:
 
 def test_a_worker_gets_weights_that_match_their_checksum_and_cannot_be_written(daemon: Daemon) -> None:
     with connect_to(_address(daemon)) as peer:
-        peer.settimeout(5.0)
+        peer.settimeout(LIMIT_S)
         segments, crc32 = receive_segments(peer)
     weights, kv = segments["weights"], segments["kv"]
     try:
@@ -62,7 +63,7 @@ def test_a_worker_gets_weights_that_match_their_checksum_and_cannot_be_written(d
 def test_the_keeper_serves_any_number_of_workers(daemon: Daemon) -> None:
     for _ in range(20):
         with connect_to(_address(daemon)) as peer:
-            peer.settimeout(5.0)
+            peer.settimeout(LIMIT_S)
             segments, _ = receive_segments(peer)
         for segment in segments.values():
             os.close(segment.fd)
@@ -73,7 +74,7 @@ def test_another_user_gets_nothing(daemon: Daemon) -> None:
     probe = (
         "import socket, sys\n"
         "peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
-        "peer.settimeout(5)\n"
+        "peer.settimeout(60)\n"
         "peer.connect(b'\\0' + sys.argv[1].encode())\n"
         "data, fds, _, _ = socket.recv_fds(peer, 4096, 8)\n"
         "print(len(data), len(fds))\n"

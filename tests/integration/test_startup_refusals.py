@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.daemon import start_daemon
+from tests.limits import START_LIMIT_S
 
 WEIGHTS = "model.safetensors"
 
@@ -30,7 +31,7 @@ def model_dir(tmp_path: Path) -> Path:
 def _refused(*arguments: str) -> str:
     """Start on the real CPU device, expect a refusal, return what was printed."""
     with start_daemon("--device", "cpu", "--kv-memory", "16MiB", *arguments, wait=False) as daemon:
-        code = daemon.wait_exit(60.0)
+        code = daemon.wait_exit(START_LIMIT_S)
         daemon.assert_nothing_left()
         output = daemon.output
     assert code == 2, output
@@ -121,7 +122,7 @@ def test_a_missing_directory_is_refused() -> None:
 
 def test_a_model_that_the_hub_does_not_give_is_refused() -> None:
     with start_daemon("--device", "cpu", "nobody/nothing", environment={"HF_HUB_OFFLINE": "1"}, wait=False) as daemon:
-        assert daemon.wait_exit(60.0) == 2
+        assert daemon.wait_exit(START_LIMIT_S) == 2
         daemon.assert_nothing_left()
         assert "nobody/nothing is neither here nor could it be downloaded" in daemon.output
 
@@ -157,7 +158,7 @@ def test_a_taken_port_is_refused_at_once() -> None:
 )
 def test_settings_that_cannot_work_are_refused(arguments: tuple[str, ...], says: str) -> None:
     with start_daemon("--device", "cpu", *arguments, wait=False) as daemon:
-        assert daemon.wait_exit(60.0) == 2, daemon.output
+        assert daemon.wait_exit(START_LIMIT_S) == 2, daemon.output
         daemon.assert_nothing_left()
         assert says in daemon.output
         assert "Traceback" not in daemon.output
@@ -171,6 +172,6 @@ def test_a_short_pool_shortens_the_longest_request_and_says_so() -> None:
 
 def test_a_worker_that_dies_at_every_start_ends_the_daemon_with_code_1() -> None:
     with start_daemon("--fault", "decode:exit@start", "--max-restarts", "2", wait=False) as daemon:
-        assert daemon.wait_exit(60.0) == 1, daemon.output
+        assert daemon.wait_exit(START_LIMIT_S) == 1, daemon.output
         daemon.assert_nothing_left()
         assert "giving up" in daemon.output

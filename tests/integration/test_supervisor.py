@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 
 import httpx
 import pytest
 
 from tests.daemon import ROLES, Daemon, eventually, start_daemon
+from tests.limits import LIMIT_S
 
 
 def test_starts_serves_and_stops_cleanly() -> None:
@@ -54,7 +54,7 @@ def test_the_same_worker_can_be_lost_again_and_again() -> None:
 
 @pytest.mark.parametrize("role", ["prefill", "decode", "engine", "keeper"])
 def test_a_stopped_process_is_killed_and_replaced(role: str) -> None:
-    with start_daemon("--heartbeat-timeout-s", "0.5") as daemon:
+    with start_daemon("--heartbeat-timeout-s", "1.5") as daemon:
         old = daemon.kill(role, signal.SIGSTOP)
         daemon.wait_replaced(role, old)
         assert f"{role} lost (silent for" in daemon.output
@@ -76,14 +76,14 @@ def test_killing_the_supervisor_leaves_no_orphan() -> None:
         sockets = daemon._sockets()
         assert sockets
         os.kill(daemon.process.pid, signal.SIGKILL)
-        assert daemon.wait_exit(5.0) == -signal.SIGKILL
-        daemon.assert_nothing_left(sockets, timeout_s=2.0)
+        assert daemon.wait_exit() == -signal.SIGKILL
+        daemon.assert_nothing_left(sockets)
 
 
 def _stream(daemon: Daemon, max_tokens: int, received: list[str]) -> None:
     body = {"model": "demo", "prompt": "hello", "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
     try:
-        with httpx.stream("POST", f"{daemon.base_url}/v1/completions", json=body, timeout=60.0) as response:
+        with httpx.stream("POST", f"{daemon.base_url}/v1/completions", json=body, timeout=LIMIT_S) as response:
             received.extend(line for line in response.iter_lines() if line.startswith("data:"))
     except httpx.HTTPError as error:
         received.append(f"cut: {error!r}")
@@ -103,33 +103,30 @@ def _start_stream(daemon: Daemon, max_tokens: int) -> tuple[threading.Thread, li
 
 
 def test_sigterm_lets_running_requests_finish() -> None:
-    with start_daemon("--profile", "tests/data/slow_profile.yaml") as daemon:
-        client, received = _start_stream(daemon, 60)
+    with start_daemon("--profile", "tests/data/slow_profile.yaml", "--drain-timeout-s", "100") as daemon:
+        client, received = _start_stream(daemon, 150)
         daemon.process.send_signal(signal.SIGTERM)
-        client.join(30.0)
+        client.join(LIMIT_S)
         assert received[-1] == "data: [DONE]"
         assert daemon.stop() == 0
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    with start_daemon("--profile", "tests/data/slow_profile.yaml") as daemon:
+    """Neither the request, of minutes, nor the time of the drain would let it end before the test's patience does."""
+    with start_daemon("--profile", "tests/data/very_slow_profile.yaml", "--drain-timeout-s", "600") as daemon:
         client, _ = _start_stream(daemon, 2000)
         daemon.process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        eventually(lambda: "draining" in daemon.output, what="the first signal is heard")
         assert daemon.process.poll() is None
-        begun_s = time.monotonic()
         daemon.process.send_signal(signal.SIGINT)
-        assert daemon.wait_exit(4.0) == 128 + signal.SIGINT
-        assert time.monotonic() - begun_s < 4.0
-        client.join(10.0)
+        assert daemon.wait_exit() == 128 + signal.SIGINT
+        client.join(LIMIT_S)
         daemon.assert_nothing_left()
 
 
 def test_the_drain_ends_at_its_deadline() -> None:
-    with start_daemon("--profile", "tests/data/slow_profile.yaml", "--drain-timeout-s", "0.5") as daemon:
+    with start_daemon("--profile", "tests/data/very_slow_profile.yaml", "--drain-timeout-s", "0.5") as daemon:
         client, received = _start_stream(daemon, 2000)
-        begun_s = time.monotonic()
         assert daemon.stop(is_idle=False) == 0
-        assert time.monotonic() - begun_s < 5.0
-        client.join(10.0)
+        client.join(LIMIT_S)
         assert any('"error"' in line for line in received), "a cut stream must say so"

@@ -140,11 +140,25 @@ def _assert_whole(board: Board) -> None:
     assert progress.deadline_ns == progress.counter * 5
 
 
-def test_polling_the_plan_costs_well_under_a_microsecond(board: Board) -> None:
-    def seconds_per_poll() -> float:
-        started = time.perf_counter()
-        for _ in range(20_000):
-            board.plan_word()
-        return (time.perf_counter() - started) / 20_000
+class _List:
+    """The least that a method can do: what polling is measured by, on whatever machine."""
 
-    assert min(seconds_per_poll() for _ in range(10)) < 1e-6
+    def __init__(self) -> None:
+        self._words = [0]
+
+    def plan_word(self) -> int:
+        return self._words[0]
+
+
+def test_polling_the_plan_costs_little_more_than_a_method_call(board: Board) -> None:
+    """Tenths of a microsecond. A system call or a record built at every look would cost many times that."""
+
+    def processor_seconds(words: Board | _List) -> float:
+        started = time.thread_time()
+        for _ in range(20_000):
+            words.plan_word()
+        return time.thread_time() - started
+
+    plain = _List()
+    rounds = [(processor_seconds(board), processor_seconds(plain)) for _ in range(10)]
+    assert min(polled for polled, _ in rounds) < 4 * min(called for _, called in rounds)

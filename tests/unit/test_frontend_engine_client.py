@@ -19,7 +19,9 @@ from colocate.messages.sampling import SamplingParams
 from colocate.transport.memory_channel import MemoryChannel, memory_pair
 from colocate.transport.vocabulary import ENGINE_TO, FROM_FRONTEND
 from colocate.types import FinishReason, Role
+from tests.limits import LIMIT_S
 
+LOST_LIMIT_S = 0.8  # long enough to connect to a successor in time on any machine
 TABLE = [bytes([byte]) for byte in range(256)]
 
 
@@ -37,7 +39,7 @@ class Wire:
         return ours
 
     def client(self, max_in_flight: int = 100) -> EngineClient:
-        client = EngineClient(self.open, self.broken.append, 3, max_in_flight, lost_limit_s=0.1)
+        client = EngineClient(self.open, self.broken.append, 3, max_in_flight, lost_limit_s=LOST_LIMIT_S)
         client.connect("memory")
         return client
 
@@ -57,7 +59,7 @@ def generation_of(client: EngineClient, num_choices: int = 1, stops: tuple[str, 
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + LIMIT_S
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.001)
@@ -151,7 +153,7 @@ async def test_a_gap_is_reported_and_the_successor_gets_what_is_left() -> None:
     [submit] = wire.heard()
     assert isinstance(submit, Submit) and submit.request_id == alive
     assert submit.output_token_ids == list(b"ab") and submit.resubmitted
-    await asyncio.sleep(0.15)  # longer than the limit of a lost engine
+    await asyncio.sleep(1.2 * LOST_LIMIT_S)
     assert generation.failure is None
     client.close()
 
@@ -163,7 +165,7 @@ async def test_an_engine_that_stays_away_fails_what_waits() -> None:
     client.submit(generation)
     client.lost()
     client.lost()  # said once a second
-    await asyncio.wait_for(generation.wait(), 1)
+    await asyncio.wait_for(generation.wait(), LIMIT_S)
     assert generation.failure is not None and generation.failure.code == "engine_lost"
     client.close()
 

@@ -19,6 +19,7 @@ from colocate.frontend.stop_strings import StopMatcher
 from colocate.frontend.text_workers import TextWorkers
 from colocate.frontend.tokenizer import TextTokenizer, load_tokenizer
 from tests.byte_tokenizer import BOS, EOS, VOCAB_SIZE, byte_tokenizer, write_model_dir
+from tests.limits import LIMIT_S
 
 EMOJI = "naïve 🙂 café 日本"
 SPECIAL = {"bos_token": "<s>"}
@@ -196,10 +197,8 @@ class TestTextWorkers:
         try:
             with pytest.raises(RequestError, match="longer than"):
                 await workers.run(lambda: template.render([], True, {}), "messages")
-            # the only thread is free again: the loop was truly ended
-            started = time.monotonic()
+            # the only thread is free again: the loop, which would take minutes, was truly ended
             assert await TextWorkersAfter(workers).value() == 42
-            assert time.monotonic() - started < 2
         finally:
             workers.close()
 
@@ -223,7 +222,8 @@ class TextWorkersAfter:
         self._workers = workers
 
     async def value(self) -> int:
-        for _ in range(20):
+        deadline_s = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline_s:
             try:
                 return await self._workers.run(lambda: 42, "prompt")
             except RequestError:
