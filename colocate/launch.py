@@ -60,6 +60,10 @@ def _entry(spec: ProcessSpec) -> Entry:
 
         return run_keeper
     if spec.role is Role.ENGINE:
+        if spec.profiling is not None:
+            from colocate.runtime.profiling.profiler import run_profiler
+
+            return run_profiler
         from colocate.runtime.engine_process import run_engine
 
         return run_engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from colocate.config.profile import DeviceProfile
 from colocate.config.serve import ServeConfig
 from colocate.types import Role
 
@@ -23,6 +24,7 @@ class RuntimeFacts(Struct, frozen=True):
     max_model_len: int
     num_blocks: int
     block_size: int
+    latency: DeviceProfile | None = None  # what the engine predicts from, without samples; None: it cannot
 
 
 class OneShot(Struct, frozen=True):
@@ -36,6 +38,17 @@ class OneShot(Struct, frozen=True):
     min_p: float = 0.0
     seed: int = 0
     raw: bool = False  # feed the text as it is, without the chat template
+
+
+class ProfilingJob(Struct, frozen=True):
+    """What `colocate profile` measures, and where every visit of a point is appended to."""
+
+    journal: str  # path; its header is written, whatever is in it counts as done
+    budget_s: float  # of measuring, what the journal has spent included
+    num_states: int  # per setup
+    visit_s: float  # at a state before the next one's turn
+    seed: int = 0  # of the states and of the order of visits
+    temperature: float = 0.0  # of the draws; 0 is greedy
 
 
 class ProcessSpec(Struct, frozen=True):
@@ -54,3 +67,4 @@ class ProcessSpec(Struct, frozen=True):
     keeper_address: str = ""  # abstract Unix socket of the keeper
     listen_fd: int = -1  # frontend: the listening TCP socket, bound by the supervisor
     prompt: OneShot | None = None  # frontend: `colocate generate`, no HTTP
+    profiling: ProfilingJob | None = None  # engine: `colocate profile`, no scheduling

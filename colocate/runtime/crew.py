@@ -19,7 +19,7 @@ from colocate.messages.control import (
     WorkerGone,
     WorkerStarting,
 )
-from colocate.messages.spec import OneShot, ProcessSpec, RuntimeFacts
+from colocate.messages.spec import OneShot, ProcessSpec, ProfilingJob, RuntimeFacts
 from colocate.runtime.child import Child, ChildState, Exit
 from colocate.runtime.restart import RestartBudget
 from colocate.transport.board import Board
@@ -61,12 +61,14 @@ class Crew:
         run_id: str,
         listener: socket.socket | None,
         prompt: OneShot | None,
+        profiling: ProfilingJob | None = None,
     ) -> None:
         self._config = config
         self._facts = facts
         self._run_id = run_id
         self._listener = listener
         self._prompt = prompt
+        self._profiling = profiling
         self._epoch = -1
         self._engine_expects = 0  # the incarnation of the frontend that the engine's socket is for
         self.board = Board.create()
@@ -74,6 +76,7 @@ class Crew:
         self.slots = {
             role: Slot(role, RestartBudget(supervision.max_restarts, supervision.restart_window_s))
             for role in START_ORDER
+            if profiling is None or role is not Role.FRONTEND
         }
 
     @property
@@ -90,10 +93,17 @@ class Crew:
 
     @property
     def is_one_shot(self) -> bool:
-        return self._prompt is not None
+        return self.client is not None
+
+    @property
+    def client(self) -> Role | None:
+        """Whose end is the end of the run: the client of `generate`, the profiler of `profile`. None of a daemon."""
+        if self._profiling is not None:
+            return Role.ENGINE
+        return Role.FRONTEND if self._prompt is not None else None
 
     def tell(self, role: Role, message: ControlMessage) -> None:
-        child = self.slots[role].child
+        child = self._child_of(role)
         if child is not None:
             child.tell(message)
 
@@ -123,6 +133,7 @@ class Crew:
             keeper_address=keeper_address(self._run_id, self._incarnation_of(Role.KEEPER)),
             listen_fd=listen_fd,
             prompt=self._prompt if role is Role.FRONTEND else None,
+            profiling=self._profiling if role is Role.ENGINE else None,
         )
         slot.next_incarnation += 1
         slot.child = Child(spec, ours, theirs, [listen_fd] if listens else [])
@@ -132,8 +143,15 @@ class Crew:
 
     def _incarnation_of(self, role: Role) -> int:
         """Of the process that runs, or of the one that starts next."""
-        slot = self.slots[role]
+        slot = self.slots.get(role)
+        if slot is None:
+            return 0
         return slot.next_incarnation if slot.child is None else slot.child.incarnation
+
+    def _child_of(self, role: Role) -> Child | None:
+        """None also for a role that this run goes without."""
+        slot = self.slots.get(role)
+        return None if slot is None else slot.child
 
     def _engine_address(self, role: Role, incarnation: int) -> str:
         epoch = max(0, self._epoch)
@@ -157,7 +175,7 @@ class Crew:
     def _introduce_engine(self) -> None:
         """A new engine learns of the processes that are there, and they of it."""
         for role in (*WORKER_ROLES, Role.FRONTEND):
-            child = self.slots[role].child
+            child = self._child_of(role)
             if child is None:
                 continue
             address = self._engine_address(role, child.incarnation)

@@ -34,7 +34,7 @@ from colocate.messages.control import (
 )
 from colocate.runtime.child import Child, ChildState, Exit
 from colocate.runtime.console import Console
-from colocate.runtime.crew import LOSS_ORDER, START_ORDER, Crew, dependents_of
+from colocate.runtime.crew import LOSS_ORDER, Crew, dependents_of
 from colocate.runtime.watch import reason_to_kill
 from colocate.transport.control import ControlMessage
 from colocate.types import Role
@@ -101,7 +101,7 @@ class Supervisor:
         """Until everything has stopped. Returns the exit code; raises ConfigError where a start was refused."""
         release = self._catch_signals()
         try:
-            for role in START_ORDER:
+            for role in self._crew.slots:
                 self._start(role)
             while self._lifecycle is not Lifecycle.STOPPED:
                 self._turn()
@@ -147,8 +147,8 @@ class Supervisor:
             for message in child.messages():
                 self._obey(child, message)
         for role in LOSS_ORDER:
-            slot = self._crew.slots[role]
-            if slot.child in ended:
+            slot = self._crew.slots.get(role)
+            if slot is not None and slot.child in ended:
                 self._on_end(slot.child)
 
     def _watch(self) -> None:
@@ -219,14 +219,14 @@ class Supervisor:
         if self._lifecycle in (Lifecycle.STOPPING, Lifecycle.STOPPED):
             return
         failure = self._last_failure.pop(child.role, None)
-        if child.role is Role.FRONTEND and self._ends_with_frontend(ended, failure):
+        if child.role in (Role.FRONTEND, self._crew.client) and self._ends_with(child.role, ended, failure):
             return
         cause = f"{ended.cause}: {failure.problem}" if failure is not None else ended.cause
         self._replace(child.role, cause)
 
-    def _ends_with_frontend(self, ended: Exit, failure: ChildFailed | None) -> bool:
+    def _ends_with(self, role: Role, ended: Exit, failure: ChildFailed | None) -> bool:
         """A one-shot run is over with its client, whose failure is the run's; a drain has nobody left to wait for."""
-        if self._crew.is_one_shot:
+        if role is self._crew.client:
             self._end_one_shot(ended, failure)
         elif self._lifecycle is not Lifecycle.DRAINING:
             return False
@@ -247,10 +247,9 @@ class Supervisor:
         wait_s = self._crew.slots[role].budget.on_death(now_s)
         if wait_s is None:
             settings = self._config.supervisor
-            self._console.warn(
-                f"{role.value} (was {cause}) died more than {settings.max_restarts} times in "
-                f"{settings.restart_window_s:g} s: giving up"
-            )
+            too_often = f" more than {settings.max_restarts} times in {settings.restart_window_s:g} s"
+            often = too_often if settings.max_restarts else ""
+            self._console.warn(f"{role.value} (was {cause}) died{often}: giving up")
             self._exit_code = EXIT_GAVE_UP
             self._stop(_LEAVE_AT_ONCE_S)
             return
