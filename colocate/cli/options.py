@@ -13,6 +13,7 @@ from colocate.config.settings import SETTINGS, Setting
 MODEL_PANEL = "Model"
 DEVICE_PANEL = "Device and partition"
 MEMORY_PANEL = "Memory and scheduling"
+SLO_PANEL = "Promises and the controller"
 HTTP_PANEL = "HTTP"
 RUNTIME_PANEL = "Supervision"
 LOG_PANEL = "Logs"
@@ -31,18 +32,62 @@ HELP: dict[str, tuple[str, str, str]] = {
     "seed": (MODEL_PANEL, "N", "Emulated device: shifts the seed of its noise."),
     "device": (DEVICE_PANEL, "KIND", "auto, cpu, cuda or emulated."),
     "units": (DEVICE_PANEL, "N", "Cores to use (emulated: units of the device). Default: all that are usable."),
-    "plan": (DEVICE_PANEL, "PLAN", "elastic, static:PLAN, or the name of a plan such as p1d1 or shared."),
+    "plan": (
+        DEVICE_PANEL,
+        "PLAN",
+        "The policy: elastic, slo, on-demand, static:PLAN, or the name of a plan such as p1d1 or shared.",
+    ),
     "mode": (DEVICE_PANEL, "MODE", "colocated (each phase on its own units) or shared (no partition; a baseline)."),
-    "profile": (DEVICE_PANEL, "FILE", "Emulated device: latency profile. Default: zero device time."),
+    "profile": (
+        DEVICE_PANEL,
+        "FILE",
+        "Device profile: what the engine predicts from; on the emulated device also its time. See colocate profile.",
+    ),
+    "latency_profile": (DEVICE_PANEL, "FILE", "Emulated device: predict from another profile than the device's own."),
     "faults": (DEVICE_PANEL, "FAULT", "Emulated device: inject a fault, e.g. decode:exit@step=100; may be repeated."),
     "kv_memory": (MEMORY_PANEL, "SIZE", "Size of the KV pool, e.g. 2GiB."),
     "block_size": (MEMORY_PANEL, "N", "Tokens per KV block."),
     "max_num_seqs": (MEMORY_PANEL, "N", "Most requests decoding at once."),
     "max_num_batched_tokens": (MEMORY_PANEL, "N", "Most tokens in one prefill forward; longer prompts run in chunks."),
     "max_queue": (MEMORY_PANEL, "N", "Most requests waiting; further ones are answered 429 with Retry-After."),
+    "discipline": (
+        MEMORY_PANEL,
+        "NAME",
+        "Order of the queue: fcfs, sjf-window, edf, shortest-cache or memory-aware-deadline.",
+    ),
+    "admission": (
+        MEMORY_PANEL,
+        "NAME",
+        "greedy: prefill whatever fits; throttle: prefill tokens in flight follow the queue and the free KV.",
+    ),
+    "prefix_caching": (MEMORY_PANEL, "", "Reuse the KV of prompts and answers that begin alike."),
+    "max_slice_ms": (
+        MEMORY_PANEL,
+        "MS",
+        "About the longest that a plan switch or an urgent prompt waits for a slice of a prefill.",
+    ),
+    "slo_class": (
+        SLO_PANEL,
+        "TEXT",
+        "A class of requests and its targets, e.g. 'interactive: ttft 300 ms, tpot 50 ms' or 'batch: none'; may be "
+        "repeated.",
+    ),
+    "default_slo_class": (SLO_PANEL, "NAME", "Class of requests that name none. Default: the first one."),
+    "plans": (SLO_PANEL, "FILE", "Plans the policy may choose from, as colocate plan writes them. Default: all."),
+    "guards": (
+        SLO_PANEL,
+        "NAME",
+        "Guards around a dynamic policy: hysteresis, dwell, decode-first, fallback, or none; may be repeated.",
+    ),
+    "shadow": (SLO_PANEL, "POLICY", "A policy that only records what it would have done."),
     "host": (HTTP_PANEL, "ADDR", "Address to listen on; 0.0.0.0 for all."),
     "port": (HTTP_PANEL, "PORT", "Port to listen on; 0 takes a free one."),
     "api_key": (HTTP_PANEL, "KEY", "Key that clients must send as a bearer token; may be repeated."),
+    "admin_key": (
+        HTTP_PANEL,
+        "KEY",
+        "Key that opens /control, as a bearer token; may be repeated. Without one the control calls are off.",
+    ),
     "max_body_bytes": (HTTP_PANEL, "SIZE", "Largest request body; larger ones are answered 413."),
     "header_timeout_s": (HTTP_PANEL, "S", "Cut a client that opens a connection and sends no request for so long."),
     "stream_buffer_bytes": (HTTP_PANEL, "SIZE", "Unread output kept for one client."),

@@ -18,6 +18,7 @@ import yaml
 from colocate.config.serve import ServeConfig
 from colocate.config.settings import LIMITS, SETTINGS, Setting
 from colocate.config.sizes import parse_size
+from colocate.config.slo import as_class_texts, parse_slo_classes, slo_classes
 from colocate.errors import ConfigError
 
 _PREFIX = "COLOCATE_"
@@ -44,7 +45,9 @@ def load_config(
     for name, value in values.items():
         sections[SETTINGS[name].section][name] = value
     classes = typing.get_type_hints(ServeConfig)
-    return ServeConfig(**{section: classes[section](**given) for section, given in sections.items()})
+    config = ServeConfig(**{section: classes[section](**given) for section, given in sections.items()})
+    slo_classes(config.scheduler)  # each text was checked where it stands; the default one needs them all
+    return config
 
 
 def _from_file(file: Path) -> dict[str, object]:
@@ -121,18 +124,25 @@ def _convert(setting: Setting, value: object, where: str, *, from_text: bool) ->
 
 
 def _list_of_text(setting: Setting, value: object, where: str, *, from_text: bool) -> tuple[str, ...]:
+    if setting.name == "slo_class":
+        value = as_class_texts(value)
     if isinstance(value, str):
         items: list[object] = [part.strip() for part in value.split(",")] if from_text else [value]
     elif isinstance(value, list | tuple):
         items = list(value)
     else:
         items = [value]
+    if setting.choices and items == ["none"]:
+        return ()
     for item in items:
         if not isinstance(item, str) or not item:
             raise ConfigError(where, f"{item!r} is not a string", f"give {setting.expected}; quote numbers")
         if setting.choices and item not in setting.choices:
             raise ConfigError(where, f"{item!r} is not {setting.expected}", _choice_meant(setting, item))
-    return tuple(str(item) for item in items)
+    texts = tuple(str(item) for item in items)
+    if setting.name == "slo_class":
+        parse_slo_classes(texts, where)
+    return texts
 
 
 def _scalar(setting: Setting, value: object, *, from_text: bool) -> object | None:

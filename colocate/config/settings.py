@@ -26,6 +26,7 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     "max_num_seqs": (1, 65536),
     "max_num_batched_tokens": (1, None),
     "max_queue": (0, None),
+    "max_slice_ms": (0.1, None),
     "port": (0, 65535),
     "max_body_bytes": (1024, None),
     "header_timeout_s": (0.01, None),
@@ -71,7 +72,7 @@ class Setting:
     def expected(self) -> str:
         """What a value must be, for error messages."""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return "one of " + ", ".join(self.choices) + (", or none" if self.is_list else "")
         if self.is_list:
             return "a string or a list of strings"
         if self.is_size:
@@ -85,6 +86,8 @@ class Setting:
             return ""
         if self.is_size:
             return format_size(self.default)
+        if self.is_list:
+            return ", ".join(self.default)
         return str(self.default).lower() if self.kind is bool else str(self.default)
 
 

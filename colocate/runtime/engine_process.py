@@ -18,6 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from colocate import __version__
+from colocate.config.slo import slo_classes
 from colocate.core.engine import Engine, Event
 from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
@@ -68,6 +69,15 @@ def engine_settings(spec: ProcessSpec, last_plan_seq: int) -> EngineSettings:
         mode=scheduler.mode,
         plan=scheduler.plan,
         first_plan_seq=last_plan_seq + 1,
+        shadow=scheduler.shadow,
+        guards=scheduler.guards,
+        discipline=scheduler.discipline,
+        admission=scheduler.admission,
+        prefix_caching=scheduler.prefix_caching,
+        slo_classes=slo_classes(scheduler),
+        default_slo_class=scheduler.default_slo_class or "",
+        max_slice_ms=scheduler.max_slice_ms,
+        seed=spec.config.model.seed,
     )
 
 

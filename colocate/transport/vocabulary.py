@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from colocate.messages.client import Abort, EngineState, Outputs, Rejected, StateQuery, Submit
+from colocate.messages.client import (
+    Abort,
+    ChangeSlo,
+    ControlReply,
+    EngineState,
+    Outputs,
+    PinPlan,
+    Rejected,
+    StateQuery,
+    Submit,
+    UsePlans,
+)
 from colocate.messages.control import PlanApplied, WorkerHello
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillCancel, PrefillCancelled, PrefillDone
 from colocate.types import Role
 
-FROM_FRONTEND: tuple[type[Struct], ...] = (Submit, Abort, StateQuery)
+FROM_FRONTEND: tuple[type[Struct], ...] = (Submit, Abort, StateQuery, PinPlan, ChangeSlo, UsePlans)
 FROM_PREFILL: tuple[type[Struct], ...] = (WorkerHello, PlanApplied, BatchFailed, PrefillDone, PrefillCancelled)
 FROM_DECODE: tuple[type[Struct], ...] = (WorkerHello, PlanApplied, BatchFailed, StepReport)
 
 ENGINE_TO: dict[Role, tuple[type[Struct], ...]] = {
-    Role.FRONTEND: (Outputs, Rejected, EngineState),
+    Role.FRONTEND: (Outputs, Rejected, EngineState, ControlReply),
     Role.PREFILL: (PrefillBatch, PrefillCancel),
     Role.DECODE: (DecodeUpdate,),
 }
