@@ -1,0 +1,202 @@
+"""Guards around a dynamic policy, because an unguarded one loses to the best static plan.
+
+A guard takes what the policy wishes and returns what may happen. The **border** is the last plan under which both
+phases worked: an idle phase lends its units and gets them back without the border having moved, so guards look at the
+border and let lending pass. They run in the order of GUARD_ORDER: who comes later has the last word.
+
+| guard | the failure without it |
+|---|---|
+| hysteresis | the load sits between two plans, and the border moves at every request for no gain |
+| fallback | the model is wrong about this device, and the policy acts on it with full confidence |
+| dwell | the load alternates faster than a switch pays back |
+| decode-first | decode starves, its batch does not drain, admission blocks, first tokens are late, it loses more |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from colocate.core.plan import Plan, PlanTable
+from colocate.core.policy.forecast import Forecast
+from colocate.core.policy.lending import Lending
+from colocate.core.policy.view import LoadView, Policy
+
+GUARD_ORDER = ("hysteresis", "fallback", "dwell", "decode-first")
+
+# A move of the border must make a phase faster by this part ...
+MIN_GAIN = 0.1
+# ... and one that takes from decode must leave it this far under what is allowed.
+SHRINK_LIMIT = 0.9
+MIN_DWELL_NS = 100_000_000
+# Mean relative error of the predictions at which they are no longer believed, and at which they are again.
+DISTRUST_ERROR = 0.3
+TRUST_ERROR = 0.18
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True, slots=True)
+class Border:
+    """The last plan that served both phases, and since when."""
+
+    plan: Plan
+    since_ns: int
+
+
+class Guard(Protocol[State]):
+    """A pure function with a state value."""
+
+    name: str
+
+    def start(self) -> State: ...
+
+    def check(self, state: State, view: LoadView, wish: Plan, border: Border) -> tuple[Plan, State]:
+        """The plan instead of `wish` (or `wish`), and the state for the next call. Changes nothing, never raises."""
+        ...
+
+
+class Hysteresis:
+    """Implements `Guard[None]`: the border moves only for a predicted gain.
+
+    Decode grows at once where the border misses its target. Otherwise the phase that wins must win MIN_GAIN, and decode
+    gives units away only while it keeps a reserve without them: so the load at which decode grows is above the one at
+    which it shrinks again.
+    """
+
+    name = "hysteresis"
+
+    def __init__(self, forecast: Forecast) -> None:
+        self._forecast = forecast
+
+    def start(self) -> None:
+        return None
+
+    def check(self, state: None, view: LoadView, wish: Plan, border: Border) -> tuple[Plan, None]:
+        forecast = self._forecast
+        if wish is border.plan or not (forecast.covers(wish) and forecast.covers(border.plan)):
+            return wish, None
+        step_s, wish_step_s = forecast.step_s(border.plan, view), forecast.step_s(wish, view)
+        allowed_s = forecast.allowed_s(view)
+        if wish_step_s < step_s:
+            pays = step_s > allowed_s or wish_step_s <= (1.0 - MIN_GAIN) * step_s
+            return (wish if pays else border.plan), None
+        if wish_step_s > SHRINK_LIMIT * allowed_s:
+            wish = forecast.smallest_meeting(view, SHRINK_LIMIT * allowed_s)
+        drains_faster = forecast.drain_s(wish, view) <= (1.0 - MIN_GAIN) * forecast.drain_s(border.plan, view)
+        return (wish if drains_faster else border.plan), None
+
+
+class Fallback:
+    """Implements `Guard[bool]`: whether the predictions are distrusted. Then the static plan serves two busy phases;
+    lending needs no prediction and goes on."""
+
+    name = "fallback"
+
+    def __init__(self, table: PlanTable, static: Plan) -> None:
+        self._static = static
+        self._lending = Lending(table)
+
+    def start(self) -> bool:
+        return False
+
+    def check(self, state: bool, view: LoadView, wish: Plan, border: Border) -> tuple[Plan, bool]:
+        is_distrusted = view.prediction_error > (TRUST_ERROR if state else DISTRUST_ERROR)
+        return (self._lending.plan(view) or self._static) if is_distrusted else wish, is_distrusted
+
+
+class Dwell:
+    """Implements `Guard[None]`: the border stays for MIN_DWELL_NS once it was moved."""
+
+    name = "dwell"
+
+    def __init__(self, forecast: Forecast) -> None:
+        self._forecast = forecast
+
+    def start(self) -> None:
+        return None
+
+    def check(self, state: None, view: LoadView, wish: Plan, border: Border) -> tuple[Plan, None]:
+        moves = wish is not border.plan and self._forecast.covers(wish)
+        return (border.plan if moves and view.now_ns - border.since_ns < MIN_DWELL_NS else wish), None
+
+
+class DecodeFirst:
+    """Implements `Guard[None]`: while admission is blocked, or the border is predicted to miss decode's target, decode
+    is not slowed, and gets at least the plan that meets the target."""
+
+    name = "decode-first"
+
+    def __init__(self, forecast: Forecast) -> None:
+        self._forecast = forecast
+
+    def start(self) -> None:
+        return None
+
+    def check(self, state: None, view: LoadView, wish: Plan, border: Border) -> tuple[Plan, None]:
+        if not view.decode_busy:
+            return wish, None
+        forecast = self._forecast
+        if wish.decode_units == 0:
+            wish = border.plan  # a batch that does not step never drains
+        if wish.prefill_units == 0 or not (forecast.covers(wish) and forecast.covers(border.plan)):
+            return wish, None
+        allowed_s = forecast.allowed_s(view)
+        wish_step_s, border_step_s = forecast.step_s(wish, view), forecast.step_s(border.plan, view)
+        if wish_step_s <= allowed_s and not view.admission_blocked:
+            return wish, None
+        if wish_step_s > border_step_s:
+            wish, wish_step_s = border.plan, border_step_s
+        if wish_step_s > allowed_s:
+            floor = forecast.smallest_meeting(view, allowed_s)
+            if forecast.step_s(floor, view) < wish_step_s:
+                wish = floor
+        return wish, None
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedState:
+    policy: Any
+    guards: tuple[Any, ...]
+    border: Border
+    num_changed: tuple[int, ...]  # per guard, how many times it began to change the wish of those before it
+    changing: int  # bit i: guard i changes it now
+
+
+class Guarded:
+    """Implements `Policy[GuardedState]`: a policy with guards around it."""
+
+    def __init__(self, policy: Policy[Any], guards: tuple[Guard[Any], ...], forecast: Forecast) -> None:
+        self.name = policy.name
+        self.first = policy.first
+        self.policy = policy
+        self.guards = guards
+        self._forecast = forecast
+
+    def start(self) -> GuardedState:
+        states = tuple(guard.start() for guard in self.guards)
+        border = Border(self.first, -MIN_DWELL_NS)
+        return GuardedState(self.policy.start(), states, border, (0,) * len(states), 0)
+
+    def decide(self, state: GuardedState, view: LoadView) -> tuple[Plan, GuardedState]:
+        wish, policy_state = self.policy.decide(state.policy, view)
+        border = state.border
+        states, num_changed, changing = list(state.guards), state.num_changed, 0
+        for index, guard in enumerate(self.guards):
+            allowed, states[index] = guard.check(states[index], view, wish, border)
+            if allowed is not wish:
+                wish = allowed
+                changing |= 1 << index
+                if not state.changing >> index & 1:
+                    num_changed = (*num_changed[:index], num_changed[index] + 1, *num_changed[index + 1 :])
+        if wish is not border.plan and self._forecast.covers(wish):
+            border = Border(wish, view.now_ns)
+        return wish, GuardedState(policy_state, tuple(states), border, num_changed, changing)
+
+    def counts(self, state: GuardedState) -> dict[str, int]:
+        """How often each guard changed what the policy wanted."""
+        return {guard.name: count for guard, count in zip(self.guards, state.num_changed, strict=True)}
+
+    def changing(self, state: GuardedState) -> list[str]:
+        """The guards that change it now."""
+        return [guard.name for index, guard in enumerate(self.guards) if state.changing >> index & 1]
