@@ -24,8 +24,10 @@ from colocate.worker.boundary import Boundary
 from colocate.worker.decode_loop import DecodeLoop
 from colocate.worker.emulated_executor import EmulatedDecodeExecutor, EmulatedPrefillExecutor
 from colocate.worker.engine_link import EngineLink
+from colocate.worker.executor import PrefillExecutor
 from colocate.worker.prefill_loop import PrefillLoop
 from colocate.worker.progress import Progress
+from colocate.worker.slice_pace import SlicePace
 from colocate.worker.standing_batch import StandingBatch
 from colocate.worker.station import Station, Turn
 
@@ -52,6 +54,8 @@ class Bench:
     role: Role
     faults: tuple[str, ...] = ()
     high_water: int = 1024
+    prefill: PrefillExecutor | None = None  # default: the emulated one
+    max_slice_s: float = 0.0  # one layer per slice
     table: PlanTable = field(default_factory=lambda: build_plan_table(TOTAL_UNITS))
 
     def __post_init__(self) -> None:
@@ -68,8 +72,8 @@ class Bench:
         draw = TokenDraw(VOCAB_SIZE, reserved=poison_tokens(parsed))
         self.loop: PrefillLoop | DecodeLoop
         if self.role is Role.PREFILL:
-            prefill = EmulatedPrefillExecutor(draw, timer, injector, poison_tokens(parsed))
-            self.loop = PrefillLoop(self._station(prefill.units_changed), prefill)
+            prefill = self.prefill or EmulatedPrefillExecutor(draw, timer, injector, poison_tokens(parsed))
+            self.loop = PrefillLoop(self._station(prefill.units_changed), prefill, SlicePace(self.max_slice_s))
         else:
             decode = EmulatedDecodeExecutor(draw, timer, injector)
             self.loop = DecodeLoop(self._station(decode.units_changed), decode, StandingBatch(BLOCK_SIZE))

@@ -33,6 +33,10 @@ class EmulatedPrefillExecutor:
         self._poison = poison
         self._poisoned: dict[RequestId, TokenId] = {}  # by a chunk seen earlier
 
+    @property
+    def num_layers(self) -> int:
+        return self._timer.num_slices
+
     def begin(self, batch: PrefillBatch) -> EmulatedPrefillForward:
         watched = self._poison | self._faults.token_ids
         found: set[TokenId] = set()
@@ -71,20 +75,22 @@ class EmulatedPrefillForward:
         self._executor = executor
         self._rows = list(rows)
         self._timer = timer
-        self._slices_left = timer.num_slices
+        self._layers_left = timer.num_slices
 
-    def run_slice(self) -> bool:
+    def run_slice(self, max_layers: int = 1) -> bool:
+        num_layers = min(max_layers, self._layers_left)
         if self._timer.takes_time:
             started_s = time.perf_counter()
-            pass_time(self._timer.prefill_slice_s([(len(row.token_ids), row.start) for row in self._rows]), started_s)
-        self._slices_left -= 1
-        return self._slices_left <= 0
+            spans = [(len(row.token_ids), row.start) for row in self._rows]
+            pass_time(self._timer.prefill_slice_s(spans, num_layers), started_s)
+        self._layers_left -= num_layers
+        return self._layers_left <= 0
 
     def drop_rows(self, rows: set[tuple[RequestId, Incarnation]]) -> None:
         self._rows = [row for row in self._rows if (row.request_id, row.incarnation) not in rows]
 
     def results(self) -> list[PrefillRowDone]:
-        if self._slices_left > 0:
+        if self._layers_left > 0:
             raise InvariantError("results of a prefill forward were asked for before its last slice")
         return [self._executor.done(row) for row in self._rows]
 

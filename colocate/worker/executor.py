@@ -17,10 +17,12 @@ from colocate.types import BlockId, Incarnation, RequestId, TokenId
 
 
 class PrefillForward(Protocol):
-    """One forward under way. Owned by the executor that began it; at most one at a time."""
+    """One forward under way. It owns what it has computed: two may be under way, one of them set aside between two of
+    its slices while the other runs."""
 
-    def run_slice(self) -> bool:
-        """Run the next layer slice on the units in force now. True once all layers and the sampling are done.
+    def run_slice(self, max_layers: int = 1) -> bool:
+        """Run the next layers, at most so many, on the units in force now. True once all layers and the sampling are
+        done; with the last layer, unless the prompt is scored: that takes further calls, each about as long as a layer.
 
         Writes KV of the rows' positions into their blocks, nothing else.
         """
@@ -36,6 +38,11 @@ class PrefillForward(Protocol):
 
 
 class PrefillExecutor(Protocol):
+    @property
+    def num_layers(self) -> int:
+        """How many layers every forward has."""
+        ...
+
     def begin(self, batch: PrefillBatch) -> PrefillForward:
         """Prepare a forward; no kernel runs yet. The batch is not modified."""
         ...

@@ -25,6 +25,7 @@ from colocate.worker.executor import DecodeExecutor, PrefillExecutor
 from colocate.worker.heartbeat import Heartbeat
 from colocate.worker.prefill_loop import PrefillLoop
 from colocate.worker.progress import Progress
+from colocate.worker.slice_pace import SlicePace
 from colocate.worker.standing_batch import StandingBatch
 from colocate.worker.station import Station, WorkerLoop, run
 
@@ -85,7 +86,13 @@ def build_loop(
 
     if spec.role is Role.PREFILL:
         prefill = device.prefill_executor()
-        prefill_loop = PrefillLoop(station(prefill.units_changed), prefill)
+        pace = SlicePace(spec.config.scheduler.max_slice_ms / 1000)
+
+        def units_changed(num_units: int) -> None:
+            prefill.units_changed(num_units)
+            pace.units_changed(num_units)
+
+        prefill_loop = PrefillLoop(station(units_changed), prefill, pace)
         return prefill_loop, prefill_loop.station
     decode = device.decode_executor()
     decode_loop = DecodeLoop(station(decode.units_changed), decode, StandingBatch(spec.facts.block_size))

@@ -66,13 +66,15 @@ class ModelPrefillExecutor:
         weights: memoryview,
         kv: memoryview,
         deterministic: bool = False,
-        layers_per_slice: int = 1,
     ) -> None:
         self._mapped = _Mapped(config, facts, weights, kv, deterministic)
-        self._layers_per_slice = layers_per_slice
+
+    @property
+    def num_layers(self) -> int:
+        return self._mapped.config.num_layers
 
     def begin(self, batch: PrefillBatch) -> ModelPrefillForward:
-        return ModelPrefillForward(self._mapped, batch.rows, self._layers_per_slice)
+        return ModelPrefillForward(self._mapped, batch.rows)
 
     def units_changed(self, num_units: int) -> None:
         torch.set_num_threads(max(num_units, 1))
@@ -100,9 +102,8 @@ class _LiveRow:
 class ModelPrefillForward:
     """Implements `PrefillForward`. Owns its hidden states, so a forward may be set aside between slices."""
 
-    def __init__(self, mapped: _Mapped, rows: Sequence[PrefillRow], layers_per_slice: int) -> None:
+    def __init__(self, mapped: _Mapped, rows: Sequence[PrefillRow]) -> None:
         self._mapped = mapped
-        self._layers_per_slice = layers_per_slice
         self._next_layer = 0
         self._hidden: Tensor | None = None
         self._rows: list[_LiveRow] = []
@@ -112,7 +113,7 @@ class ModelPrefillForward:
             self._pack(rows)
 
     @torch.inference_mode()
-    def run_slice(self) -> bool:
+    def run_slice(self, max_layers: int = 1) -> bool:
         """Some layers, or after them one piece of a prompt to score. The first slice embeds, the last samples.
 
         A scored prompt needs a pass over the vocabulary per token, which may take longer than all layers together.
@@ -124,7 +125,7 @@ class ModelPrefillForward:
         if self._hidden is None:
             self._hidden = model.embed(self._token_ids)
         if self._next_layer < num_layers:
-            stop = min(self._next_layer + self._layers_per_slice, num_layers)
+            stop = min(self._next_layer + max_layers, num_layers)
             model.run_layers(self._hidden, self._next_layer, stop, self._packed)
             self._next_layer = stop
         elif (live := self._next_unscored()) is not None:

@@ -41,7 +41,7 @@ def replace_blocks(facts: RuntimeFacts, num_blocks: int) -> RuntimeFacts:
 
 def warm_prefill(executor: PrefillExecutor, batch: PrefillBatch) -> None:
     forward = executor.begin(batch)
-    while not forward.run_slice():
+    while not forward.run_slice(executor.num_layers):
         pass
     forward.results()
 

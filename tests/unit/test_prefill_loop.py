@@ -7,7 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from colocate.messages.control import EngineAt, PlanApplied, Shutdown, WorkerHello
-from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillCancel, PrefillCancelled, PrefillDone
+from colocate.messages.prefill import (
+    BatchFailed,
+    PrefillBatch,
+    PrefillCancel,
+    PrefillCancelled,
+    PrefillDone,
+    PrefillRowDone,
+)
 from colocate.types import Role
 from colocate.worker.prefill_loop import PrefillLoop
 from colocate.worker.station import Turn
@@ -78,6 +85,166 @@ def test_cancelling_a_whole_batch_still_answers_for_it_in_order(bench: Bench) ->
     done = [message for message in bench.settle() if isinstance(message, PrefillDone)]
     assert [(each.batch_id, each.rows) for each in done] == [(1, []), (2, [])]
     assert counts(bench)["slices"] == 1, "nothing runs for rows that nobody wants"
+
+
+def test_an_urgent_batch_goes_between_two_slices_and_the_other_resumes_at_its_layer(bench: Bench) -> None:
+    bench.say(PrefillBatch(1, [prefill_row(1, 30)]))
+    bench.say(PrefillBatch(2, [prefill_row(2, 30)]))
+    bench.turn(3)  # three of four layers
+    bench.say(PrefillBatch(3, [prefill_row(3)], urgent=True))
+    bench.say(PrefillBatch(4, [prefill_row(4)], urgent=True))
+    done = [message for message in bench.settle() if isinstance(message, PrefillDone)]
+    assert [each.batch_id for each in done] == [3, 4, 1, 2]
+    assert counts(bench)["slices"] == 4 * 4, "no layer ran twice"
+    assert counts(bench)["set_aside"] == 1, "the second urgent batch found it aside already"
+    long = next(each for each in done if each.batch_id == 1)
+    assert long.started_ns < done[0].started_ns and long.finished_ns > done[1].finished_ns
+
+
+def test_an_urgent_batch_goes_before_those_that_wait_and_sets_nothing_aside(bench: Bench) -> None:
+    bench.say(PrefillBatch(1, [prefill_row(1)]))
+    bench.say(PrefillBatch(2, [prefill_row(2)], urgent=True))
+    done = [message.batch_id for message in bench.settle() if isinstance(message, PrefillDone)]
+    assert done == [2, 1]
+    assert counts(bench)["set_aside"] == 0
+
+
+def test_each_urgent_batch_that_finds_a_forward_under_way_sets_it_aside(bench: Bench) -> None:
+    bench.say(PrefillBatch(1, [prefill_row(1)]))
+    bench.turn()
+    for batch_id in (2, 3):
+        bench.say(PrefillBatch(batch_id, [prefill_row(batch_id)], urgent=True))
+        bench.turn(4 + 1)  # all of it, and a layer of the other
+    done = [message.batch_id for message in bench.settle() if isinstance(message, PrefillDone)]
+    assert done == [2, 3, 1]
+    assert counts(bench)["set_aside"] == 2
+
+
+def test_rows_of_the_forward_set_aside_are_cancelled_like_any(bench: Bench) -> None:
+    bench.say(PrefillBatch(1, [prefill_row(1), prefill_row(2)]))
+    bench.turn(2)
+    bench.say(PrefillBatch(2, [prefill_row(3)], urgent=True))
+    bench.turn()
+    bench.heard()
+    bench.say(PrefillCancel([(2, 1)]))
+    bench.turn()
+    assert bench.heard() == [PrefillCancelled([(2, 1)])], "at once, though its forward is not the one under way"
+    done = [message for message in bench.settle() if isinstance(message, PrefillDone)]
+    assert [[row.request_id for row in each.rows] for each in done] == [[3], [1]]
+
+
+def test_cancelling_all_of_the_forward_set_aside_ends_it_without_another_slice(bench: Bench) -> None:
+    bench.say(PrefillBatch(1, [prefill_row(1)]))
+    bench.turn(2)
+    bench.say(PrefillBatch(2, [prefill_row(3)], urgent=True))
+    bench.say(PrefillCancel([(1, 1)]))
+    done = [message for message in bench.settle() if isinstance(message, PrefillDone)]
+    assert [(each.batch_id, len(each.rows)) for each in done] == [(2, 1), (1, 0)]
+    assert counts(bench)["slices"] == 2 + 4
+
+
+def test_an_urgent_batch_that_fails_leaves_the_one_set_aside_whole() -> None:
+    bench = Bench(Role.PREFILL, faults=("prefill:raise@token=13",))
+    bench.say(PrefillBatch(1, [prefill_row(1)]))
+    bench.turn(2)
+    bench.say(PrefillBatch(2, [prefill_row(2, token_ids=[1, 13])], urgent=True))
+    messages = bench.settle()
+    assert [message.batch_id for message in messages if isinstance(message, BatchFailed)] == [2]
+    assert [message.batch_id for message in messages if isinstance(message, PrefillDone)] == [1]
+    bench.close()
+
+
+def test_a_new_engine_gets_nothing_of_the_forward_set_aside(bench: Bench) -> None:
+    bench.say(PrefillBatch(1, [prefill_row(1)]))
+    bench.turn(2)
+    bench.say(PrefillBatch(2, [prefill_row(2)], urgent=True))
+    bench.turn()
+    bench.supervisor.send(EngineAt(2, "engine-2"))
+    bench.turn()
+    assert [type(message) for message in bench.settle("engine-2")] == [PlanApplied]
+
+
+def test_the_plan_changes_while_a_forward_is_set_aside(bench: Bench) -> None:
+    bench.say(PrefillBatch(1, [prefill_row(1)]))
+    bench.turn(2)
+    bench.say(PrefillBatch(2, [prefill_row(2)], urgent=True))
+    bench.turn()
+    bench.set_plan("all-decode")
+    assert bench.turn(3) is Turn.WAITING
+    bench.set_plan("p3d9")
+    done = [message for message in bench.settle() if isinstance(message, PrefillDone)]
+    assert [(each.batch_id, each.plan_seq) for each in done] == [(2, 3), (1, 3)]
+
+
+class ScriptedForward:
+    """A forward whose layers take what the script says, on the bench's clock."""
+
+    def __init__(self, bench: Bench, layer_ns: int, num_layers: int, calls: list[int]) -> None:
+        self._bench, self._layer_ns, self._layers_left, self._calls = bench, layer_ns, num_layers, calls
+
+    def run_slice(self, max_layers: int = 1) -> bool:
+        num_layers = min(max_layers, self._layers_left)
+        self._calls.append(num_layers)
+        self._bench.clock.now_ns += num_layers * self._layer_ns
+        self._layers_left -= num_layers
+        return self._layers_left == 0
+
+    def drop_rows(self, rows: set[tuple[int, int]]) -> None:
+        pass
+
+    def results(self) -> list[PrefillRowDone]:
+        return []
+
+
+class ScriptedExecutor:
+    """Layers of so many milliseconds per thousand tokens; `calls` holds the layers of every slice."""
+
+    num_layers = 24
+
+    def __init__(self, ms_per_layer: float) -> None:
+        self.ms_per_layer = ms_per_layer
+        self.calls: list[int] = []
+        self.bench: Bench | None = None
+
+    def begin(self, batch: PrefillBatch) -> ScriptedForward:
+        assert self.bench is not None
+        num_tokens = sum(len(row.token_ids) for row in batch.rows)
+        layer_ns = int(self.ms_per_layer * 1e6 * num_tokens / 1000)
+        return ScriptedForward(self.bench, layer_ns, self.num_layers, self.calls)
+
+    def units_changed(self, num_units: int) -> None:
+        pass
+
+
+def test_slices_grow_to_what_the_bound_allows_and_a_short_prompt_is_one() -> None:
+    executor = ScriptedExecutor(ms_per_layer=30.0)
+    # the bench's clock adds 10 ms to every slice: 40 ms per layer of the first, and 6 layers fill 250 ms
+    bench = executor.bench = Bench(Role.PREFILL, prefill=executor, max_slice_s=0.25)
+    bench.say(PrefillBatch(1, [prefill_row(1, 1000)]))
+    bench.settle()
+    assert executor.calls[0] == 1, "nothing was measured yet"
+    assert set(executor.calls[1:-1]) <= {6, 7} and sum(executor.calls) == 24
+    executor.calls.clear()
+    bench.say(PrefillBatch(2, [prefill_row(2, 10)]))
+    bench.say(PrefillBatch(3, [prefill_row(3, 10)]))
+    bench.settle()
+    assert executor.calls[0] == 1 and executor.calls[1] == 23, "10.3 ms a layer measured: 23 left, all in one"
+    assert executor.calls[2:] == [24]
+    bench.close()
+
+
+def test_an_urgent_prompt_waits_for_one_slice_of_the_bound_at_most() -> None:
+    executor = ScriptedExecutor(ms_per_layer=30.0)
+    bench = executor.bench = Bench(Role.PREFILL, prefill=executor, max_slice_s=0.1)
+    bench.say(PrefillBatch(1, [prefill_row(1, 1000)]))
+    bench.turn(4)
+    before_ns = bench.clock.now_ns
+    bench.turn()
+    assert bench.clock.now_ns - before_ns <= 130_000_000, "a slice of at most 100 ms, and looks at the clock"
+    bench.say(PrefillBatch(2, [prefill_row(2, 10)], urgent=True))
+    done = [message.batch_id for message in bench.settle() if isinstance(message, PrefillDone)]
+    assert done == [2, 1]
+    bench.close()
 
 
 def test_a_cancel_of_an_unknown_row_is_acknowledged_and_counted(bench: Bench) -> None:
