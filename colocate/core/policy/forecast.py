@@ -23,6 +23,9 @@ LOST_S = 2.0
 # Decode of a batch that nobody gave a target may take this much longer than under the static plan if prompts are late.
 BEST_EFFORT_STRETCH = 2.0
 
+# Prompts count as a full load when draining them takes this part of the time to the earliest deadline: the rest is for
+# those that arrive meanwhile.
+FULL_PREFILL = 0.5
 # Steps this close to the shortest count as equally short.
 KNEE = 1.05
 
@@ -100,6 +103,12 @@ class Forecast:
         bend = max(-MAX_SLACK_BEND, min(slack_s / SLACK_HORIZON_S, MAX_SLACK_BEND))
         return TPOT_MARGIN * target_s * (1.0 + bend)
 
+    def drain_limit_s(self, view: LoadView) -> float | None:
+        """How long draining the prompts may take; None where no first token has a deadline, or the earliest is missed
+        already: then faster is better."""
+        slack_s = view.ttft_slack_s
+        return None if slack_s is None or slack_s <= 0.0 else FULL_PREFILL * slack_s
+
     def smallest_meeting(self, view: LoadView, allowed_s: float) -> Plan:
         """The plan with the fastest prefill whose step takes at most `allowed_s`; where none does, `knee`. O(plans)."""
         limit_s = allowed_s / self._model.correction("decode")
@@ -120,24 +129,24 @@ class Forecast:
         limit_s = min(seconds) * KNEE
         return next(step[0] for step, taken_s in zip(self._steps, seconds, strict=True) if taken_s <= limit_s)
 
-    def most_balanced(self, view: LoadView, allowed_s: float, drain_limit_s: float, slack_s: float) -> Plan:
-        """Where the larger of both loads, step over `allowed_s` and drain over `slack_s`, is smallest, among the plans
-        that drain within `drain_limit_s`; the fastest prefill where none does. O(plans)."""
+    def most_balanced(self, view: LoadView, allowed_s: float, drain_limit_s: float) -> Plan:
+        """Where the larger of both loads, step over `allowed_s` and drain over `drain_limit_s`, is smallest, among the
+        plans whose step is allowed; where none is, `knee`. O(plans)."""
         step_scale = self._model.correction("decode") / allowed_s
-        drain_scale = self._model.correction("prefill") / slack_s
+        drain_scale = self._model.correction("prefill") / drain_limit_s
         sum_context, num_rows = view.sum_context * step_scale, view.num_rows * step_scale
         tokens, pairs = view.prefill_tokens * drain_scale, view.prefill_pairs * drain_scale
         forwards = (1 + view.prefill_tokens // self._batch_tokens) * drain_scale
-        limit, best, found = drain_limit_s / slack_s, float("inf"), self.curves[0].plan
+        best, found = float("inf"), None
         for plan, token_s, pair_s, forward_s, context_token_s, row_s, step_s in self._judged:
-            drain = token_s * tokens + pair_s * pairs + forward_s * forwards
-            if drain > limit:
-                break  # the next ones are slower still
             step = context_token_s * sum_context + row_s * num_rows + step_s * step_scale
+            if step > 1.0:
+                continue
+            drain = token_s * tokens + pair_s * pairs + forward_s * forwards
             worst = step if step > drain else drain
             if worst < best:
                 best, found = worst, plan
-        return found
+        return found or self.knee(view)
 
 
 def _curve(model: LatencyModel, plan: Plan) -> Curve:

@@ -2,7 +2,7 @@
 
 A guard takes what the policy wishes and returns what may happen. The **border** is the last plan under which both
 phases worked: an idle phase lends its units and gets them back without the border having moved, so guards look at the
-border and let lending pass. They run in the order of GUARD_ORDER: who comes later has the last word.
+border and let lending pass. They run in this order: who comes later has the last word.
 
 | guard | the failure without it |
 |---|---|
@@ -22,11 +22,11 @@ from colocate.core.policy.forecast import Forecast
 from colocate.core.policy.lending import Lending
 from colocate.core.policy.view import LoadView, Policy
 
-GUARD_ORDER = ("hysteresis", "fallback", "dwell", "decode-first")
-
-# A move of the border must make a phase faster by this part ...
+# A move of the border must make a phase faster by this part, or it is not worth it ...
 MIN_GAIN = 0.1
-# ... and one that takes from decode must leave it this far under what is allowed.
+# ... nor is any while that phase is at most at this part of what is allowed.
+CALM = 0.8
+# One that takes from decode must leave it this far under what is allowed.
 SHRINK_LIMIT = 0.9
 MIN_DWELL_NS = 100_000_000
 # Mean relative error of the predictions at which they are no longer believed, and at which they are again.
@@ -59,9 +59,9 @@ class Guard(Protocol[State]):
 class Hysteresis:
     """Implements `Guard[None]`: the border moves only for a predicted gain.
 
-    Decode grows at once where the border misses its target. Otherwise the phase that wins must win MIN_GAIN, and decode
-    gives units away only while it keeps a reserve without them: so the load at which decode grows is above the one at
-    which it shrinks again.
+    A border under which both phases are CALM gains nothing by moving. Decode grows at once where the border misses its
+    target; otherwise the phase that wins must win MIN_GAIN. Decode gives units away only while it keeps a reserve
+    without them, so the load at which it grows is above the one at which it shrinks again.
     """
 
     name = "hysteresis"
@@ -79,12 +79,14 @@ class Hysteresis:
         step_s, wish_step_s = forecast.step_s(border.plan, view), forecast.step_s(wish, view)
         allowed_s = forecast.allowed_s(view)
         if wish_step_s < step_s:
-            pays = step_s > allowed_s or wish_step_s <= (1.0 - MIN_GAIN) * step_s
+            pays = step_s > allowed_s or (step_s > CALM * allowed_s and wish_step_s <= (1.0 - MIN_GAIN) * step_s)
             return (wish if pays else border.plan), None
+        drain_s, limit_s = forecast.drain_s(border.plan, view), forecast.drain_limit_s(view)
+        if limit_s is not None and drain_s <= CALM * limit_s:
+            return border.plan, None
         if wish_step_s > SHRINK_LIMIT * allowed_s:
             wish = forecast.smallest_meeting(view, SHRINK_LIMIT * allowed_s)
-        drains_faster = forecast.drain_s(wish, view) <= (1.0 - MIN_GAIN) * forecast.drain_s(border.plan, view)
-        return (wish if drains_faster else border.plan), None
+        return (wish if forecast.drain_s(wish, view) <= (1.0 - MIN_GAIN) * drain_s else border.plan), None
 
 
 class Fallback:

@@ -2,8 +2,8 @@
 
 Prefill work scales to the last unit and decode saturates early, so whatever decode does not need is worth most to
 prefill. Two cases differ:
-* First tokens are predicted far ahead of their deadlines under some plan: then the plan that leaves both targets the
-  most relative slack, because slack of decode is worth something too (it absorbs what the model did not foresee).
+* First tokens are predicted well ahead of their deadlines: then the plan that leaves both targets the most relative
+  slack, because slack of decode is worth something too (it absorbs what the model did not foresee).
 * Admission is blocked: no prompt can start before rows leave, so speed of decode is all that helps.
 """
 
@@ -13,9 +13,6 @@ from colocate.core.plan import Plan, PlanTable
 from colocate.core.policy.forecast import Forecast
 from colocate.core.policy.lending import Lending
 from colocate.core.policy.view import LoadView
-
-# Prompts have slack while they are predicted to be done in this part of the time to the earliest deadline.
-EASY_PREFILL = 0.5
 
 
 class Slo:
@@ -39,8 +36,7 @@ class Slo:
         if view.admission_blocked:
             return forecast.knee(view)
         allowed_s = forecast.allowed_s(view)
-        plan = forecast.smallest_meeting(view, allowed_s)
-        slack_s = view.ttft_slack_s
-        if slack_s is None or slack_s <= 0.0 or forecast.drain_s(plan, view) > EASY_PREFILL * slack_s:
-            return plan
-        return forecast.most_balanced(view, allowed_s, EASY_PREFILL * slack_s, slack_s)
+        limit_s = forecast.drain_limit_s(view)
+        if limit_s is None or allowed_s <= 0.0:
+            return forecast.smallest_meeting(view, allowed_s)
+        return forecast.most_balanced(view, allowed_s, limit_s)
