@@ -3,7 +3,7 @@
 | format | one row | time |
 |---|---|---|
 | ours, JSONL | `{"arrival_s": 0.5, "prompt_tokens": 100, "output_tokens": 20, ...}`, see `WorkloadRow` | seconds |
-| Mooncake (FAST 2025), JSONL | `{"timestamp": 500, "input_length": .., "output_length": .., "hash_ids": []}` | milliseconds |
+| Mooncake (FAST 2025), JSONL | `{"timestamp": 500, "input_length": 9, "output_length": 9, "hash_ids": []}` | ms |
 | Azure LLM 2023, reduced, CSV | `arrival_s,prompt_tokens,output_tokens` | seconds |
 | lengths, CSV | `prompt_tokens,output_tokens` | none: give a rate |
 """
