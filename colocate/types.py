@@ -28,6 +28,7 @@ class Role(StrEnum):
     ENGINE = "engine"
     PREFILL = "prefill"
     DECODE = "decode"
+    HYBRID = "hybrid"  # mode `chunked`: one worker that runs both phases in the same forward
 
 
 WORKER_ROLES = (Role.PREFILL, Role.DECODE)

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DeviceKind = Literal["auto", "cpu", "cuda", "emulated"]
-Mode = Literal["colocated", "shared"]
+Mode = Literal["colocated", "shared", "chunked"]
+Discipline = Literal["fcfs", "sjf-window", "edf", "shortest-cache", "memory-aware-deadline"]
+Admission = Literal["throttle", "greedy"]
+Guard = Literal["hysteresis", "dwell", "decode-first", "fallback"]
+GUARDS: tuple[Guard, ...] = ("hysteresis", "dwell", "decode-first", "fallback")
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 GIB = 1 << 30
@@ -30,7 +34,8 @@ class ModelConfigSection:
 class DeviceSection:
     device: DeviceKind = "auto"
     units: int | None = None  # cores to use; emulated: units of the device. None: all that this process may use
-    profile: str | None = None  # emulated: a profile file; None is zero device time
+    profile: str | None = None  # a profile file: the device's time (emulated), and what the engine predicts from
+    latency_profile: str | None = None  # what the engine predicts from, where it is not `profile`
     faults: tuple[str, ...] = ()  # emulated: injected faults, e.g. "decode:exit@step=100"
 
 
@@ -43,7 +48,16 @@ class MemorySection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSection:
     mode: Mode = "colocated"
-    plan: str = "elastic"  # "elastic", or "static:PLAN" (a bare plan name means static)
+    plan: str = "elastic"  # the policy: "elastic", "slo", "on-demand", or "static:PLAN" (a bare plan name means static)
+    plans: str | None = None  # a plan file: which plans the policy may choose from
+    shadow: str | None = None  # a policy that only logs what it would do
+    guards: tuple[Guard, ...] = GUARDS
+    discipline: Discipline = "fcfs"
+    admission: Admission = "greedy"
+    prefix_caching: bool = True
+    slo_class: tuple[str, ...] = ()  # "interactive: ttft 300 ms, tpot 50 ms"
+    default_slo_class: str | None = None  # None: the first class, or no SLO where there is none
+    max_slice_ms: float = 20.0  # a plan switch or an urgent prompt waits at most about this long for a prefill slice
     max_num_seqs: int = 64  # rows of the standing decode batch
     max_num_batched_tokens: int = 512  # tokens of one prefill forward
     max_queue: int = 256  # waiting requests; more are answered 429
@@ -54,6 +68,7 @@ class HttpSection:
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: tuple[str, ...] = ()  # empty: no key needed
+    admin_key: tuple[str, ...] = ()  # for /control; empty: the control calls are off
     max_body_bytes: int = 4 * 1024 * 1024
     header_timeout_s: float = 15.0  # a client that opens a connection and stalls
     stream_buffer_bytes: int = 1024 * 1024  # unread output of one client

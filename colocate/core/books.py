@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from colocate.core.blocks import BlockPool
 from colocate.core.drain_rate import DrainRate
+from colocate.core.latency import LatencyModel
+from colocate.core.memory import Memory
 from colocate.core.outbox import Outbox
-from colocate.core.queue import FcfsQueue
+from colocate.core.queues.choose import choose_queue
 from colocate.core.request import NEVER, AfterLeave, Ending, Request, Stage
 from colocate.core.settings import EngineSettings
 from colocate.core.suspects import Suspects
@@ -19,6 +20,8 @@ class Books:
 
     __slots__ = (
         "drain_rate",
+        "memory",
+        "model",
         "now_ns",
         "num_ignored",
         "num_preemptions",
@@ -32,8 +35,10 @@ class Books:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        self.pool = BlockPool(settings.num_blocks, settings.block_size)
-        self.queue = FcfsQueue()
+        self.memory = Memory(settings.num_blocks, settings.block_size, settings.prefix_caching)
+        self.pool = self.memory.pool
+        self.queue = choose_queue(settings.discipline)
+        self.model = LatencyModel(settings.latency) if settings.latency is not None else None
         self.requests: dict[RequestId, Request] = {}
         self.outbox = Outbox()
         self.drain_rate = DrainRate()
@@ -41,6 +46,10 @@ class Books:
         self.now_ns = 0
         self.num_preemptions = 0
         self.num_ignored = 0
+
+    def role_of(self, role: Role) -> Role:
+        """The process that runs this phase."""
+        return Role.HYBRID if self.settings.mode == "chunked" else role
 
     def commit(
         self,
@@ -94,22 +103,26 @@ class Books:
 
     def forget(self, request: Request) -> None:
         """FINISHED: no worker touches its blocks any more; they return to the pool."""
+        self.memory.remember(request, self.now_ns)
         request.move(Stage.FINISHED, self.now_ns)
-        self._release_blocks(request)
+        self.memory.release(request, self.now_ns)
         for suspects in self.suspects.values():
             suspects.forget(request.request_id)
         del self.requests[request.request_id]
 
     def requeue(self, request: Request) -> None:
-        """Back to the waiting queue without KV: everything is recomputed, nothing is sent twice."""
+        """Back to the waiting queue without blocks: what the prefix tree does not keep is recomputed, nothing is sent
+        twice."""
+        self.memory.remember(request, self.now_ns)
         request.move(Stage.WAITING, self.now_ns)
-        self._release_blocks(request)
+        self.memory.release(request, self.now_ns)
         request.num_computed = 0
         request.num_scheduled = 0
         request.num_chunks_in_flight = 0
         request.grow_at = NEVER
         if not request.output_token_ids:
             request.prompt_logprobs = []
+        self.memory.expect(request)
         self.queue.push(request)
 
     def start_draining(self, request: Request, after: AfterLeave) -> None:
@@ -131,8 +144,3 @@ class Books:
         if after is not AfterLeave.PARK:
             self.pool.num_draining -= len(request.block_table)
         return after
-
-    def _release_blocks(self, request: Request) -> None:
-        if request.block_table:
-            self.pool.release(request.block_table)
-            request.block_table = []

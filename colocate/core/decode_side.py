@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from colocate.core.books import Books
@@ -19,7 +20,17 @@ PREEMPT_MARGIN_TOKENS = 2
 class DecodeSide:
     """`ready` holds READY requests, `rows` DECODING and LEAVING ones, `starved` the rows that wait for a block."""
 
-    __slots__ = ("_books", "online", "ready", "rows", "starved", "suspects")
+    __slots__ = (
+        "_books",
+        "_targets_ns",
+        "next_due_ns",
+        "online",
+        "ready",
+        "rows",
+        "starved",
+        "sum_context",
+        "suspects",
+    )
 
     def __init__(self, books: Books) -> None:
         self._books = books
@@ -28,6 +39,9 @@ class DecodeSide:
         self.starved: dict[RequestId, Request] = {}
         self.suspects = books.suspects[Role.DECODE]
         self.online = False
+        self.sum_context = 0  # tokens of KV that one step over `rows` reads
+        self.next_due_ns = NEVER  # when the first row's next token is late, as of the last report
+        self._targets_ns: Counter[int] = Counter()  # per-token targets of the requests in `rows`
 
     @property
     def busy(self) -> bool:
@@ -36,6 +50,11 @@ class DecodeSide:
     @property
     def num_rows(self) -> int:
         return len(self.rows) + len(self.ready)
+
+    @property
+    def strictest_target_ns(self) -> int:
+        """The smallest per-token target in the standing batch; NEVER where nobody has one. O(classes)."""
+        return min(self._targets_ns, default=NEVER)
 
     # -- joining ---------------------------------------------------------------------------------------------------
 
@@ -68,7 +87,7 @@ class DecodeSide:
         del self.ready[request.request_id]
         request.incarnation += 1
         request.move(Stage.DECODING, self._books.now_ns)
-        self.rows[request.request_id] = request
+        self._enter(request)
         self._set_grow_at(request)
         if request.num_computed >= request.grow_at:
             self._grow(request, announce=False)
@@ -83,6 +102,20 @@ class DecodeSide:
             )
         )
 
+    def _enter(self, request: Request) -> None:
+        self.rows[request.request_id] = request
+        self.sum_context += request.num_computed
+        if request.tpot_ns:
+            self._targets_ns[request.tpot_ns] += 1
+
+    def _exit(self, request: Request) -> None:
+        del self.rows[request.request_id]
+        self.sum_context -= request.num_computed
+        if request.tpot_ns:
+            self._targets_ns[request.tpot_ns] -= 1
+            if not self._targets_ns[request.tpot_ns]:
+                del self._targets_ns[request.tpot_ns]
+
     # -- growing ---------------------------------------------------------------------------------------------------
 
     def _set_grow_at(self, request: Request) -> None:
@@ -95,11 +128,11 @@ class DecodeSide:
 
     def _grow(self, request: Request, *, announce: bool = True) -> bool:
         """One block more, or the row starves. True if it got the block."""
-        pool = self._books.pool
-        if not pool.can_allocate(1) or (self.starved and request.request_id not in self.starved):
+        memory = self._books.memory
+        if not memory.can_allocate(1) or (self.starved and request.request_id not in self.starved):
             self.starved[request.request_id] = request
             return False
-        blocks = pool.allocate(1)
+        blocks = memory.allocate(1)
         request.block_table += blocks
         self.starved.pop(request.request_id, None)
         self._set_grow_at(request)
@@ -112,13 +145,13 @@ class DecodeSide:
 
         Draining blocks count as freed soon: while there are any, nobody else is preempted.
         """
-        pool = self._books.pool
+        memory = self._books.memory
         while self.starved:
             request = min(self.starved.values(), key=lambda starving: starving.order)
-            if pool.can_allocate(1):
+            if memory.can_allocate(1):
                 self._grow(request)
                 continue
-            if pool.num_draining or not any(self._runs_dry(starving) for starving in self.starved.values()):
+            if memory.pool.num_draining or not any(self._runs_dry(starving) for starving in self.starved.values()):
                 return
             preempt_youngest()
 
@@ -143,20 +176,25 @@ class DecodeSide:
     def report(self, message: StepReport) -> None:
         """One completed step. Tokens of a row that is leaving still count: they were drawn before it left."""
         rows, books = self.rows, self._books
+        due_ns = NEVER
         for step_row in message.rows:
             request = rows.get(step_row.request_id)
             if request is None or request.incarnation != step_row.incarnation:
                 books.num_ignored += 1
                 continue
             request.num_computed += 1
+            self.sum_context += 1
             if step_row.finish is not None or request.after_leave is not None:
                 self._last_tokens(request, step_row)
                 continue
             books.commit(request, step_row.token_id, step_row.logprob, None)
             if request.num_computed >= request.grow_at:
                 self._grow(request)
+            if request.tpot_ns:
+                due_ns = min(due_ns, request.token_deadline_ns())
             if request.request_id == self.suspects.trial:
                 self.suspects.progressed(request)
+        self.next_due_ns = due_ns
         for request_id, incarnation in message.left:
             request = rows.get(request_id)
             if request is not None and request.incarnation == incarnation and request.stage is Stage.LEAVING:
@@ -175,7 +213,7 @@ class DecodeSide:
 
     def _finished(self, request: Request) -> None:
         """The worker dropped the row by itself: a leave under way is settled, its acknowledgement will be ignored."""
-        del self.rows[request.request_id]
+        self._exit(request)
         self.starved.pop(request.request_id, None)
         if request.after_leave is not None:
             self._books.stop_draining(request)
@@ -198,7 +236,7 @@ class DecodeSide:
         books.outbox.leave(request.request_id, request.incarnation)
 
     def _let_go(self, request: Request) -> None:
-        del self.rows[request.request_id]
+        self._exit(request)
         after = self._books.stop_draining(request)
         if after is AfterLeave.PARK:
             request.move(Stage.READY, self._books.now_ns)
@@ -210,15 +248,18 @@ class DecodeSide:
 
     # -- loss ------------------------------------------------------------------------------------------------------
 
-    def lost(self, kv_trusted: bool) -> None:
+    def lost(self) -> None:
         """The worker is dead and reaped. Rows keep their confirmed KV and join the next worker where they stood."""
         self.online = False
         self._books.outbox.drop_worker("decode")
         self._give_up_rows(list(self.rows.values()), POISON_MESSAGE, charged_to_worker=True)
-        if not kv_trusted:
-            for request in list(self.ready.values()):
-                del self.ready[request.request_id]
-                self._books.requeue(request)
+
+    def distrust(self) -> None:
+        """KV may be garbage: whoever waits for a row is computed again. Rows of a worker that lives follow when it is
+        gone as well: a memory fault hits both."""
+        for request in list(self.ready.values()):
+            del self.ready[request.request_id]
+            self._books.requeue(request)
 
     def failed(self, message: BatchFailed) -> None:
         """A step raised: the worker lives and has dropped the rows of that step."""
@@ -235,10 +276,10 @@ class DecodeSide:
                 self._let_go(request)
                 continue
             convicted = self.suspects.died(request)
-            del self.rows[request.request_id]
+            self._exit(request)
             if convicted:
                 if charged_to_worker:
-                    books.outbox.send("supervisor", PoisonFailed(Role.DECODE, request.request_id))
+                    books.outbox.send("supervisor", PoisonFailed(books.role_of(Role.DECODE), request.request_id))
                 books.end(request, Ending(FinishReason.ERROR, error))
             else:
                 request.move(Stage.READY, books.now_ns)

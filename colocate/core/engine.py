@@ -18,14 +18,18 @@ from msgspec import Struct
 from colocate.core.books import Books
 from colocate.core.decode_side import DecodeSide
 from colocate.core.ledger import SwitchLedger
+from colocate.core.load import learn_from_step, load_view
+from colocate.core.operator import Operator
 from colocate.core.outbox import Command
-from colocate.core.policy import LoadView, choose_policy
+from colocate.core.policy.controller import Controller
+from colocate.core.prefill_scheduler import PrefillScheduler
 from colocate.core.prefill_side import PrefillSide
 from colocate.core.request import AfterLeave, Ending, Request, Stage
 from colocate.core.settings import EngineSettings
+from colocate.core.slo import SloBook
 from colocate.core.snapshot import snapshot
 from colocate.core.stop import finish_after
-from colocate.messages.client import Abort, Rejected, StateQuery, Submit
+from colocate.messages.client import Abort, ChangeSlo, PinPlan, Rejected, StateQuery, Submit, UsePlans
 from colocate.messages.control import Drain, FrontendGone, PlanApplied, Tick, WorkerGone, WorkerHello
 from colocate.messages.decode import StepReport
 from colocate.messages.prefill import BatchFailed, PrefillCancelled, PrefillDone
@@ -35,6 +39,9 @@ Event: TypeAlias = (
     Submit
     | Abort
     | StateQuery
+    | PinPlan
+    | ChangeSlo
+    | UsePlans
     | PrefillDone
     | PrefillCancelled
     | BatchFailed
@@ -55,10 +62,14 @@ class Engine:
         self.settings = settings
         self.books = Books(settings)
         self.prefill = PrefillSide(self.books)
+        self.scheduler = PrefillScheduler(self.books, self.prefill)
         self.decode = DecodeSide(self.books)
         self.table = settings.plan_table()
-        self.policy = choose_policy(settings.mode, settings.plan, self.table)
-        self.plan = self.policy.first
+        self.slo = SloBook(settings.slo_classes, settings.default_slo_class)
+        self.controller = Controller(settings, self.table, self.books.model)
+        self.operator = Operator(self.controller, self.slo, self.table)
+        self.plan = self.controller.first
+        self.plan_since_ns = 0
         self.ledger = SwitchLedger(self.plan, settings.first_plan_seq)
         self.draining = False
         # A worker of the epoch before may write to any block until it said Hello here, or is dead.
@@ -67,10 +78,13 @@ class Engine:
             Submit: self._submit,
             Abort: self._abort,
             StateQuery: self._state_query,
+            PinPlan: self._operate,
+            ChangeSlo: self._operate,
+            UsePlans: self._operate,
             PrefillDone: self._prefill_done,
             PrefillCancelled: self.prefill.cancelled,
             BatchFailed: self._batch_failed,
-            StepReport: self.decode.report,
+            StepReport: self._step_report,
             WorkerHello: self._worker_hello,
             WorkerGone: self._worker_gone,
             FrontendGone: self._frontend_gone,
@@ -89,9 +103,17 @@ class Engine:
             self.decode.relieve(self._preempt_youngest)
         self.decode.fill()
         if len(self._met) == len(WORKER_ROLES):
-            self.prefill.schedule(self.decode.num_rows, bool(self.decode.starved))
+            self._foresee()
+            self.scheduler.schedule(self.decode.num_rows, bool(self.decode.starved))
         self._decide_plan()
         return books.outbox.take()
+
+    def _foresee(self) -> None:
+        """What prefill work costs depends on the plan, and on whether decode works beside it."""
+        prefill, plan = self.prefill, self.plan
+        prefill.plan_seq = self.ledger.seq
+        prefill.prospects.units = plan.prefill_units or self.settings.total_units
+        prefill.prospects.peer_units = plan.decode_units if self.decode.busy and plan.prefill_units else 0
 
     def first_commands(self) -> list[Command]:
         """Before any event: put the first plan on the board."""
@@ -99,16 +121,15 @@ class Engine:
         return self.books.outbox.take()
 
     def _decide_plan(self) -> None:
-        view = LoadView(self.prefill.busy, self.decode.busy, self.plan)
-        target = self.policy.decide(view)
+        target = self.controller.decide(load_view(self))
         if target is self.plan:
             return
-        reason = f"prefill {'busy' if view.prefill_busy else 'idle'}, decode {'busy' if view.decode_busy else 'idle'}"
-        switch = self.ledger.decide(self.plan, target, reason, self.books.now_ns)
+        switch = self.ledger.decide(self.plan, target, self.controller.reason, self.books.now_ns)
         if not (self.prefill.online and self.decode.online):
             self.ledger.interrupt()
         self.books.outbox.set_plan(switch.seq, self.table.index_of(target.name))
         self.plan = target
+        self.plan_since_ns = self.books.now_ns
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -124,12 +145,16 @@ class Engine:
             arrival_ns=message.arrival_ns,
             output_token_ids=list(message.output_token_ids),
             priority=message.priority,
+            slo=self.slo.of(message),
+            cache_salt=message.cache_salt,
         )
+        request.tpot_ns = int((request.slo.tpot_s or 0.0) * 1e9)
         rejected = self._refusal(request, message.resubmitted)
         if rejected is not None:
             books.outbox.send("frontend", rejected)
             return
         books.requests[request.request_id] = request
+        books.memory.expect(request)
         books.queue.push(request)
 
     def _refusal(self, request: Request, resubmitted: bool) -> Rejected | None:
@@ -176,6 +201,9 @@ class Engine:
     def _state_query(self, message: StateQuery) -> None:
         self.books.outbox.send("frontend", snapshot(self, message.query_id))
 
+    def _operate(self, message: PinPlan | ChangeSlo | UsePlans) -> None:
+        self.books.outbox.send("frontend", self.operator.obey(message))
+
     def _drain(self, message: Drain) -> None:
         self.draining = True
 
@@ -208,6 +236,7 @@ class Engine:
         victim = max((*self.decode.preemptable(), *prefilling), key=lambda request: request.order)
         victim.num_preemptions += 1
         self.books.num_preemptions += 1
+        self.scheduler.admission.preempted(self.books.now_ns)
         if victim.stage is Stage.PREFILLING:
             self.prefill.cancel(victim, AfterLeave.REQUEUE)
         else:
@@ -220,19 +249,31 @@ class Engine:
             self.decode.failed(message)
 
     def _worker_hello(self, message: WorkerHello) -> None:
-        self._met.add(message.role)
-        if message.role is Role.PREFILL:
-            self.prefill.online = True
-        else:
-            self.decode.online = True
+        for role in _phases_of(message.role):
+            self._met.add(role)
+            self._side(role).online = True
 
     def _worker_gone(self, message: WorkerGone) -> None:
-        self._met.add(message.role)
-        self.ledger.lost(message.role)
-        if message.role is Role.PREFILL:
-            self.prefill.lost(message.kv_trusted)
-        else:
-            self.decode.lost(message.kv_trusted)
+        for role in _phases_of(message.role):
+            self._met.add(role)
+            self.ledger.lost(role)
+            self._side(role).lost()
+        if not message.kv_trusted:
+            self.decode.distrust()
+            self.prefill.distrust()
+            self.books.memory.distrust()
+
+    def _side(self, role: Role) -> PrefillSide | DecodeSide:
+        return self.prefill if role is Role.PREFILL else self.decode
+
+    def _step_report(self, message: StepReport) -> None:
+        learn_from_step(self, message)
+        self.decode.report(message)
 
     def _plan_applied(self, message: PlanApplied) -> None:
         self.ledger.applied(message.role, message.seq, message.applied_ns)
+
+
+def _phases_of(role: Role) -> tuple[Role, ...]:
+    """The phases a worker process runs."""
+    return WORKER_ROLES if role is Role.HYBRID else (role,)

@@ -32,9 +32,11 @@ def _fail(request: Request, message: str) -> None:
 
 
 def _check_blocks(engine: Engine) -> None:
-    """No block is leaked, owned twice, or free while owned."""
-    pool, requests = engine.books.pool, engine.books.requests.values()
+    """No block is leaked, owned twice, or free while owned. The prefix tree is one more holder of its blocks."""
+    pool, requests, tree = engine.books.pool, engine.books.requests.values(), engine.books.memory.tree
+    tree.check()
     owners = Counter(block for request in requests for block in request.block_table)
+    owners.update(tree.blocks())
     for block in range(pool.num_blocks):
         if pool.ref_count(block) != owners[block]:
             raise InvariantError(f"block {block} counts {pool.ref_count(block)} holders and has {owners[block]}")

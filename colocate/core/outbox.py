@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from colocate.messages.client import EngineState, OutputItem, Outputs, Rejected
+from colocate.messages.client import ControlReply, EngineState, OutputItem, Outputs, Rejected
 from colocate.messages.control import PoisonFailed
 from colocate.messages.decode import DecodeRow, DecodeUpdate
 from colocate.messages.prefill import PrefillBatch, PrefillCancel
@@ -29,7 +29,15 @@ class SetPlanWord(Struct, frozen=True, tag=True):
 
 
 CommandMessage: TypeAlias = (
-    SetPlanWord | PrefillBatch | PrefillCancel | DecodeUpdate | Outputs | Rejected | EngineState | PoisonFailed
+    SetPlanWord
+    | PrefillBatch
+    | PrefillCancel
+    | DecodeUpdate
+    | Outputs
+    | Rejected
+    | EngineState
+    | ControlReply
+    | PoisonFailed
 )
 
 

@@ -1,12 +1,15 @@
-"""The prefill phase of the engine: admission, chunks, batches in flight, cancellation, loss of the worker."""
+"""The prefill phase of the engine: chunks and batches in flight, cancellation, loss of the worker.
+
+What is prefilled next is decided in `prefill_scheduler.py`.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from colocate.core.books import Books
+from colocate.core.prospects import Prospects
 from colocate.core.request import AfterLeave, Ending, Request, Stage
 from colocate.messages.control import PoisonFailed
 from colocate.messages.prefill import (
@@ -31,17 +34,45 @@ class Chunk:
     start: int
     end: int
 
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def pairs(self) -> float:
+        return self.num_tokens * (self.start + self.num_tokens / 2)
+
 
 @dataclass(slots=True)
 class BatchInFlight:
+    """`predicted_s` and `peer_units` are what was expected when it was sent; `due_ns` when it should be done."""
+
     batch_id: int
     chunks: list[Chunk]
+    urgent: bool
+    plan_seq: int
+    peer_units: int
+    predicted_s: float
+    due_ns: int
 
 
 class PrefillSide:
-    """`running` holds PREFILLING and CANCELLING requests in order of admission. Batches are done in the order sent."""
+    """`running` holds PREFILLING and CANCELLING requests in order of admission. Batches are done in the order sent,
+    but for urgent ones, which overtake."""
 
-    __slots__ = ("_books", "_next_batch_id", "batches", "online", "running", "suspects")
+    __slots__ = (
+        "_books",
+        "_next_batch_id",
+        "batches",
+        "num_remaining",
+        "num_set_aside",
+        "online",
+        "plan_seq",
+        "prospects",
+        "remaining_pairs",
+        "running",
+        "suspects",
+    )
 
     def __init__(self, books: Books) -> None:
         self._books = books
@@ -50,87 +81,66 @@ class PrefillSide:
         self.running: dict[int, Request] = {}
         self.suspects = books.suspects[Role.PREFILL]
         self.online = False
+        self.prospects = Prospects(books)
+        self.num_remaining = 0  # tokens of `running` not computed yet
+        self.remaining_pairs = 0.0  # the same as sum(n * (r + n / 2))
+        self.num_set_aside = 0
+        self.plan_seq = 0  # asked for now
 
     @property
     def busy(self) -> bool:
         return bool(self.batches)
 
-    def schedule(self, num_decode_rows: int, decode_starves: bool) -> None:
-        """Send batches until the worker has as many as it may hold. O(batch)."""
-        while self.online and len(self.batches) < self._books.settings.prefill_depth:
-            chunks = self._choose(num_decode_rows, decode_starves)
-            if not chunks:
-                return
-            self._send(chunks)
+    # -- sending ---------------------------------------------------------------------------------------------------
 
-    def _choose(self, num_decode_rows: int, decode_starves: bool) -> list[Chunk]:
-        """The chunks of the next forward. A suspect on trial runs alone, with nothing else in flight."""
-        if self.suspects:
-            if self.batches:
-                return []
-            suspect = self.suspects.oldest()
-            assert suspect is not None
-            admitted = suspect.stage is Stage.PREFILLING or (
-                suspect.stage is Stage.WAITING and self._admit(suspect, num_decode_rows, decode_starves)
-            )
-            if admitted:
-                self.suspects.trial = suspect.request_id
-                return [self._chunk(suspect, self._books.settings.max_num_batched_tokens)]
-        budget = self._books.settings.max_num_batched_tokens
-        chunks: list[Chunk] = []
-        for request in self.running.values():
-            if budget <= 0:
-                return chunks
-            if (
-                request.stage is Stage.PREFILLING
-                and request.num_scheduled < request.num_prefill_tokens
-                and request.request_id not in self.suspects
-            ):
-                chunks.append(self._chunk(request, budget))
-                budget -= chunks[-1].end - chunks[-1].start
-        while budget > 0:
-            waiting = self._books.queue.peek()
-            if waiting is None or waiting.request_id in self.suspects:
-                return chunks
-            if not self._admit(waiting, num_decode_rows, decode_starves):
-                return chunks
-            chunks.append(self._chunk(waiting, budget))
-            budget -= chunks[-1].end - chunks[-1].start
-        return chunks
-
-    def _admit(self, request: Request, num_decode_rows: int, decode_starves: bool) -> bool:
-        """Give a waiting request blocks for all its tokens, if rows and blocks allow. One free block per decode row
-        stays back, so that admission does not cause the next preemption."""
+    def admit(self, request: Request) -> None:
+        """It has its blocks and is in no queue any more."""
         books = self._books
-        num_rows = len(self.running) + num_decode_rows
-        if num_rows >= books.settings.max_num_seqs or decode_starves:
-            return False
-        needed = books.pool.blocks_for(request.num_prefill_tokens)
-        reserve = min(num_rows, books.settings.num_blocks // 10)
-        if not books.pool.can_allocate(needed + reserve):
-            return False
-        books.queue.remove(request.request_id)
-        request.block_table = books.pool.allocate(needed)
         request.incarnation += 1
         request.move(Stage.PREFILLING, books.now_ns)
         if not request.scheduled_ns:
             request.scheduled_ns = books.now_ns
         books.drain_rate.left_queue(books.now_ns)
         self.running[request.request_id] = request
-        return True
+        num_left = request.num_prefill_tokens - request.num_computed
+        self.num_remaining += num_left
+        self.remaining_pairs += num_left * (request.num_computed + num_left / 2)
 
-    def _chunk(self, request: Request, budget: int) -> Chunk:
+    def chunk(self, request: Request, budget: int) -> Chunk:
+        """The next tokens of an admitted request, at most `budget`. They count as scheduled."""
         start = request.num_scheduled
         end = min(start + budget, request.num_prefill_tokens)
         request.num_scheduled = end
         request.num_chunks_in_flight += 1
         return Chunk(request, request.incarnation, start, end)
 
-    def _send(self, chunks: list[Chunk]) -> None:
+    def send(self, chunks: list[Chunk], *, urgent: bool = False) -> None:
+        """One forward to the worker. An urgent one runs between two slices of the forward under way."""
+        books, prospects = self._books, self.prospects
         batch_id = self._next_batch_id
         self._next_batch_id += 1
-        self.batches.append(BatchInFlight(batch_id, chunks))
-        self._books.outbox.send("prefill", PrefillBatch(batch_id, [self._row(chunk) for chunk in chunks]))
+        predicted_s = prospects.forward_s(
+            sum(chunk.num_tokens for chunk in chunks), sum(chunk.pairs for chunk in chunks)
+        )
+        begins_ns = books.now_ns if urgent or not self.batches else max(self.batches[-1].due_ns, books.now_ns)
+        batch = BatchInFlight(
+            batch_id,
+            chunks,
+            urgent,
+            self.plan_seq,
+            prospects.peer_units,
+            predicted_s,
+            begins_ns + int(predicted_s * 1e9),
+        )
+        if urgent:
+            for other in self.batches:
+                other.due_ns += int(predicted_s * 1e9)
+                other.plan_seq = -1  # set aside for a while: its time tells nothing about its size
+            self.num_set_aside += 1
+            self.batches.appendleft(batch)
+        else:
+            self.batches.append(batch)
+        books.outbox.send("prefill", PrefillBatch(batch_id, [self._row(chunk) for chunk in chunks], urgent))
 
     def _row(self, chunk: Chunk) -> PrefillRow:
         request, end = chunk.request, chunk.end
@@ -147,11 +157,16 @@ class PrefillSide:
             next_token_id=None if is_last or num_top is None else request.token_at(end),
         )
 
+    # -- reports ---------------------------------------------------------------------------------------------------
+
     def done(self, message: PrefillDone) -> list[tuple[Request, PrefillRowDone]]:
-        """Take the oldest batch off. Returns the requests whose last chunk this was: they leave `running`."""
+        """Take a batch off. Returns the requests whose last chunk this was: they leave `running`."""
         rows = {(row.request_id, row.incarnation): row for row in message.rows}
         finished: list[tuple[Request, PrefillRowDone]] = []
-        for chunk in self._land(message.batch_id):
+        batch, landed = self._land(message.batch_id)
+        if batch is not None:
+            self._learn(batch, message)
+        for chunk in landed:
             request = chunk.request
             row = rows.get((request.request_id, request.incarnation))
             if row is None:
@@ -159,21 +174,31 @@ class PrefillSide:
                 self.cancel(request, AfterLeave.REQUEUE)
                 continue
             request.num_computed = chunk.end
+            self.num_remaining -= chunk.num_tokens
+            self.remaining_pairs -= chunk.pairs
+            self._books.memory.remember(request, self._books.now_ns)
             request.prompt_logprobs += row.prompt_logprobs
             if row.token_id is not None:
-                del self.running[request.request_id]
+                self._forget(request)
                 if request.request_id in self.suspects:
                     self.suspects.clear(request)
                 finished.append((request, row))
         return finished
 
-    def _land(self, batch_id: int) -> list[Chunk]:
-        """The worker is through with this batch, its oldest unless it never got it: the chunks whose requests go on.
-        Cancelled ones are let go."""
+    def _learn(self, batch: BatchInFlight, message: PrefillDone) -> None:
+        """Correct the latency model, if the whole forward ran under one plan and what was expected of it held."""
+        model = self._books.model
+        is_clean = batch.plan_seq == message.plan_seq == self.plan_seq and batch.peer_units == self.prospects.peer_units
+        if model is not None and is_clean and message.rows and self._books.settings.mode != "chunked":
+            measured_s = (message.finished_ns - message.started_ns) / 1e9
+            model.observe("prefill", batch.predicted_s, measured_s)
+
+    def _land(self, batch_id: int) -> tuple[BatchInFlight | None, list[Chunk]]:
+        """The worker is through with this batch: the chunks whose requests go on. Cancelled ones are let go."""
         batch = next((batch for batch in self.batches if batch.batch_id == batch_id), None)
         if batch is None:
             self._books.num_ignored += 1
-            return []
+            return None, []
         self.batches.remove(batch)
         landed: list[Chunk] = []
         for chunk in batch.chunks:
@@ -185,7 +210,18 @@ class PrefillSide:
                 landed.append(chunk)
             elif request.num_chunks_in_flight == 0:
                 self._let_go(request)
-        return landed
+        return batch, landed
+
+    # -- leaving ---------------------------------------------------------------------------------------------------
+
+    def _forget(self, request: Request) -> None:
+        """It leaves this phase; what was left of it to compute is no load any more."""
+        del self.running[request.request_id]
+        num_left = request.num_prefill_tokens - request.num_computed
+        self.num_remaining -= num_left
+        self.remaining_pairs -= num_left * (request.num_computed + num_left / 2)
+        if not self.running:
+            self.remaining_pairs = 0.0  # rounding must not pile up
 
     def cancel(self, request: Request, after: AfterLeave) -> None:
         """Stop prefilling this request: at once if the worker does not know it, else when it has let go."""
@@ -206,26 +242,28 @@ class PrefillSide:
                 self._let_go(request)
 
     def _let_go(self, request: Request) -> None:
-        del self.running[request.request_id]
+        self._forget(request)
         if self._books.stop_draining(request) is AfterLeave.REQUEUE:
             self._books.requeue(request)
         else:
             self._books.forget(request)
 
+    # -- loss ------------------------------------------------------------------------------------------------------
+
     def failed(self, message: BatchFailed) -> None:
         """A forward raised. The KV of its rows is not to be trusted; chunks behind it are cancelled."""
-        for chunk in self._land(message.batch_id):
+        for chunk in self._land(message.batch_id)[1]:
             if self.suspects.died(chunk.request):
                 self._convict(chunk.request, message.error, charged_to_worker=False)
             else:
                 self.cancel(chunk.request, AfterLeave.REQUEUE)
 
-    def lost(self, kv_trusted: bool) -> None:
+    def lost(self) -> None:
         """The worker is dead and reaped. Chunks that were done stay done; the others are sent again."""
         books = self._books
         self.online = False
         books.outbox.drop_worker("prefill")
-        in_flight = [chunk.request for chunk in self.batches[0].chunks] if self.batches else []
+        in_flight = self._under_way()
         self.batches.clear()
         for request in list(self.running.values()):
             request.num_chunks_in_flight = 0
@@ -237,16 +275,25 @@ class PrefillSide:
         for request in in_flight:
             if request.stage is Stage.PREFILLING and self.suspects.died(request):
                 self._convict(request, POISON_MESSAGE, charged_to_worker=True)
-        if not kv_trusted:
-            self._requeue_all(list(self.running.values()))
 
-    def _requeue_all(self, requests: Iterable[Request]) -> None:
-        for request in requests:
-            del self.running[request.request_id]
-            self._books.requeue(request)
+    def distrust(self) -> None:
+        """KV may be garbage: whatever no worker holds any more is computed again."""
+        if not self.online:
+            for request in list(self.running.values()):
+                self._forget(request)
+                self._books.requeue(request)
+
+    def _under_way(self) -> list[Request]:
+        """Whose forward may have killed the worker: the first batch, and with an urgent one the forward set aside."""
+        suspects: list[Request] = []
+        for batch in self.batches:
+            suspects += [chunk.request for chunk in batch.chunks]
+            if not batch.urgent:
+                break
+        return suspects
 
     def _convict(self, request: Request, error: str, *, charged_to_worker: bool) -> None:
         if charged_to_worker:
-            self._books.outbox.send("supervisor", PoisonFailed(Role.PREFILL, request.request_id))
+            self._books.outbox.send("supervisor", PoisonFailed(self._books.role_of(Role.PREFILL), request.request_id))
         self._books.tell_end(request, Ending(FinishReason.ERROR, error))
         self.cancel(request, AfterLeave.FINISH)  # its blocks must wait for the worker; the client need not

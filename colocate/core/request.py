@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from colocate.core.prefix import PrefixNode
 from colocate.errors import InvariantError
 from colocate.messages.client import RequestTimes
 from colocate.messages.sampling import SampleState, SamplingParams, TokenLogprob
+from colocate.messages.slo import NO_SLO, SloClass
 from colocate.types import BlockId, FinishReason, Incarnation, RequestId, TokenId
 
 
@@ -59,9 +61,16 @@ class Request:
     arrival_ns: int
     output_token_ids: list[TokenId]
     priority: int = 0  # smaller goes first, as in vLLM
+    slo: SloClass = NO_SLO  # with the request's own overrides applied
+    cache_salt: str = ""
     stage: Stage = Stage.WAITING
     incarnation: Incarnation = 0
     block_table: list[BlockId] = field(default_factory=list)
+    prefix_node: PrefixNode | None = None  # the deepest node of the prefix tree it has pinned
+    num_cached: int = 0  # prefill tokens found in the prefix tree when it was admitted last
+    num_uncached: int = 0  # prefill tokens that were not in the prefix tree when it was queued
+    num_overtaken: int = 0  # younger requests of its priority that were admitted before it
+    first_cached: int = -1  # num_cached of its first admission: what usage reports
     num_computed: int = 0
     num_scheduled: int = 0  # prefill tokens sent, confirmed or not
     num_chunks_in_flight: int = 0
@@ -69,6 +78,7 @@ class Request:
     after_leave: AfterLeave | None = None
     scheduled_ns: int = 0
     first_token_ns: int = 0
+    tpot_ns: int = 0  # of its SLO; 0: none
     num_preemptions: int = 0
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # gathered chunk by chunk
     deaths: int = 0  # workers that died while this request was in flight there
@@ -83,6 +93,18 @@ class Request:
     def max_kv_tokens(self) -> int:
         """Most positions this request can ever write; its last token is never fed."""
         return len(self.prompt_token_ids) + max(self.params.max_tokens - 1, 0)
+
+    @property
+    def ttft_deadline_ns(self) -> int:
+        """When its first token is due; NEVER where nothing is promised, or it has been sent."""
+        target_s = None if self.first_token_ns else self.slo.ttft_target_s(len(self.prompt_token_ids))
+        return NEVER if target_s is None else self.arrival_ns + int(target_s * 1e9)
+
+    def token_deadline_ns(self) -> int:
+        """When its next output token is due so that its mean time per token stays on target; NEVER without one."""
+        if not self.tpot_ns or not self.first_token_ns:
+            return NEVER
+        return self.first_token_ns + len(self.output_token_ids) * self.tpot_ns
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -125,7 +147,14 @@ class Request:
         return self.output_token_ids[position - num_prompt_tokens]
 
     def times(self, finished_ns: int) -> RequestTimes:
-        return RequestTimes(self.arrival_ns, self.scheduled_ns, self.first_token_ns, finished_ns, self.num_preemptions)
+        return RequestTimes(
+            self.arrival_ns,
+            self.scheduled_ns,
+            self.first_token_ns,
+            finished_ns,
+            self.num_preemptions,
+            max(self.first_cached, 0),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from colocate.config.profile import DeviceProfile
 from colocate.core.plan import PlanTable, build_plan_table
+from colocate.messages.slo import SloClass
+
+ALL_GUARDS = ("hysteresis", "dwell", "decode-first", "fallback")
 
 
 class EngineSettings(Struct, frozen=True):
-    """`mode` and `plan` are the operator's words; `core.policy.choose_policy` resolves them."""
+    """`mode`, `plan` and `shadow` are the operator's words; `core.policy` resolves them."""
 
     num_blocks: int
     block_size: int
@@ -24,6 +28,19 @@ class EngineSettings(Struct, frozen=True):
     prefill_depth: int = 2
 
     first_plan_seq: int = 1  # a successor counts on from what the board last said; 0 there means no plan was ever set
+
+    shadow: str | None = None
+    guards: tuple[str, ...] = ALL_GUARDS
+    candidates: tuple[str, ...] = ()  # plans the policy may choose from; empty: every plan of the table
+    best_static: str = ""  # the plan to fall back to; empty: the table's default split
+    discipline: str = "fcfs"
+    admission: str = "greedy"
+    prefix_caching: bool = True
+    slo_classes: tuple[SloClass, ...] = ()
+    default_slo_class: str = ""  # empty: the first class, or none
+    max_slice_ms: float = 20.0
+    latency: DeviceProfile | None = None  # without its samples; None: nothing can be predicted
+    seed: int = 0
 
     def plan_table(self) -> PlanTable:
         return build_plan_table(self.total_units, self.unit_granularity)

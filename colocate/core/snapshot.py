@@ -15,12 +15,13 @@ NUM_LATENCIES_REPORTED = 1024
 
 
 def snapshot(engine: Engine, query_id: int) -> EngineState:
-    books, ledger, decode = engine.books, engine.ledger, engine.decode
+    books, ledger, decode, controller = engine.books, engine.ledger, engine.decode, engine.controller
+    memory, model = books.memory, books.model
     return EngineState(
         query_id=query_id,
         now_ns=books.now_ns,
         mode=engine.settings.mode,
-        policy=engine.policy.name,
+        policy=controller.policy_name,
         plan=_info(engine.plan),
         plan_seq=ledger.seq,
         plans=[_info(plan) for plan in engine.table.plans],
@@ -39,6 +40,19 @@ def snapshot(engine: Engine, query_id: int) -> EngineState:
         num_preemptions=books.num_preemptions,
         num_ignored_commands=books.num_ignored,
         workers_ready={"prefill": engine.prefill.online, "decode": engine.decode.online},
+        blocks_cached=memory.tree.num_evictable,
+        prefix_queries_total=memory.tree.num_queries,
+        prefix_hits_total=memory.tree.num_hits,
+        discipline=engine.settings.discipline,
+        candidates=list(controller.candidates),
+        best_static=controller.best_static,
+        pinned=controller.pinned.name if controller.pinned is not None else None,
+        slo_classes=list(engine.slo.classes.values()),
+        shadow=controller.shadow_record,
+        guards=controller.guard_counts,
+        prediction_error=dict(model.mean_error) if model is not None else {},
+        latency_source=model.profile.source if model is not None else "",
+        set_aside_count=engine.prefill.num_set_aside,
     )
 
 

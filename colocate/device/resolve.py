@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from colocate.config.profile import load_profile
 from colocate.config.serve import DeviceSection
 from colocate.device.cpu.topology import usable_cores
 from colocate.device.emulated.faults import parse_fault
-from colocate.device.emulated.profile import load_profile
 from colocate.device.gpu_probe import probe_gpu
 from colocate.errors import ConfigError
 
@@ -36,9 +36,8 @@ def resolve_device(section: DeviceSection) -> DeviceFacts:
         gpu = probe_gpu()
         problem = gpu.problem or f"{gpu.names[0]} is here, but this version has no CUDA workers yet"
         raise ConfigError("device", problem, "use --device cpu, or --device auto")
-    for name, value in (("profile", section.profile), ("faults", section.faults)):
-        if value:
-            raise ConfigError(name, "is for the emulated device", "add --device emulated")
+    if section.faults:
+        raise ConfigError("faults", "is for the emulated device", "add --device emulated")
     return _cpu(section)
 
 
@@ -48,8 +47,8 @@ def _cpu(section: DeviceSection) -> DeviceFacts:
 
 
 def _emulated(section: DeviceSection) -> DeviceFacts:
-    """Size and step of the device are the profile's; `--units` scales it. Faults are refused here if they are
-    misspelt, before anything starts."""
+    """Size and step of the device are the profile's; `--units` takes a part of it. Faults are refused here if they
+    are misspelt, before anything starts."""
     for fault in section.faults:
         parse_fault(fault)
     name, units, granularity = "emulated device", _EMULATED_UNITS, _EMULATED_GRANULARITY
@@ -57,6 +56,8 @@ def _emulated(section: DeviceSection) -> DeviceFacts:
         profile = load_profile(Path(section.profile))
         name, units, granularity = profile.name, profile.units, profile.granularity
     if section.units is not None:
+        if section.profile is not None and section.units > units:
+            raise ConfigError("units", f"is {section.units}, the profile knows {units}", f"give at most {units}")
         units = section.units
         granularity = granularity if units >= 2 * granularity else 1
     return DeviceFacts("emulated", name, units, granularity, tuple(range(units)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from colocate.messages.sampling import SamplingParams, TokenLogprob
+from colocate.messages.slo import SloClass
 from colocate.types import FinishReason, RequestId, TokenId
 
 
@@ -22,6 +23,10 @@ class Submit(Struct, frozen=True, tag=True, omit_defaults=True):
     output_token_ids: list[TokenId] = []
     priority: int = 0
     resubmitted: bool = False  # was admitted before: the queue bound does not apply again
+    slo_class: str = ""  # a configured class; empty: the default one
+    ttft_s: float | None = None  # overrides of the class for this request
+    tpot_s: float | None = None
+    cache_salt: str = ""  # prefixes are shared only among requests of one salt
 
 
 class Abort(Struct, frozen=True, tag=True):
@@ -36,6 +41,36 @@ class StateQuery(Struct, frozen=True, tag=True):
     query_id: int
 
 
+class PinPlan(Struct, frozen=True, tag=True):
+    """An operator holds one plan in force whatever the policy says; None gives the policy its say again."""
+
+    query_id: int
+    plan: str | None
+
+
+class ChangeSlo(Struct, frozen=True, tag=True):
+    """An operator changes targets of existing classes, for requests that arrive from now on."""
+
+    query_id: int
+    classes: list[SloClass]
+
+
+class UsePlans(Struct, frozen=True, tag=True):
+    """An operator's plan file was read again: the policy chooses among these plans from now on."""
+
+    query_id: int
+    plans: list[str]  # names in the device's plan table
+    best_static: str
+
+
+class ControlReply(Struct, frozen=True, tag=True):
+    """Answer to PinPlan, ChangeSlo or UsePlans. `problem` is empty where it was done."""
+
+    query_id: int
+    problem: str = ""
+    remedy: str = ""
+
+
 class RequestTimes(Struct, frozen=True, array_like=True):
     """Monotonic nanoseconds. Queue time is `scheduled - arrival`; 0 where the request has not got so far."""
 
@@ -44,6 +79,7 @@ class RequestTimes(Struct, frozen=True, array_like=True):
     first_token_ns: int
     finished_ns: int
     preemptions: int
+    num_cached_tokens: int = 0  # of the prompt: KV found in the prefix tree, not computed again
 
 
 class OutputItem(Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -91,6 +127,15 @@ class PlanInfo(Struct, frozen=True):
     decode_units: int
 
 
+class ShadowRecord(Struct, frozen=True):
+    """What another policy would have done with the same views."""
+
+    policy: str
+    wants: str  # its plan now
+    agreement: float  # share of phase-active time in which it wanted the plan that was asked for, 0 to 1
+    switch_count: int
+
+
 class EngineState(Struct, frozen=True, tag=True):
     """A consistent snapshot of the engine, the source of `/state` and of the engine's part of `/metrics`."""
 
@@ -116,3 +161,17 @@ class EngineState(Struct, frozen=True, tag=True):
     num_preemptions: int
     num_ignored_commands: int
     workers_ready: dict[str, bool]
+    # The rest has defaults so that snapshots in tests stay short.
+    blocks_cached: int = 0  # in the prefix tree and referenced by no request: free as soon as somebody needs them
+    prefix_queries_total: int = 0  # prompt tokens looked up in the prefix tree
+    prefix_hits_total: int = 0  # of those, found
+    discipline: str = "fcfs"
+    candidates: list[str] = []  # plans the policy may choose from
+    best_static: str = ""
+    pinned: str | None = None
+    slo_classes: list[SloClass] = []
+    shadow: ShadowRecord | None = None
+    guards: dict[str, int] = {}  # how often each guard changed what the policy wanted
+    prediction_error: dict[str, float] = {}  # per phase, the recent mean of |measured - predicted| / predicted
+    latency_source: str = ""  # where the engine's latency model comes from
+    set_aside_count: int = 0  # forwards put aside for an urgent prompt

@@ -25,11 +25,12 @@ class PrefillRow(Struct, frozen=True, omit_defaults=True):
     next_token_id: TokenId | None = None  # with prompt_logprobs and more chunks to come: scores the chunk's last place
 
 
-class PrefillBatch(Struct, frozen=True, tag=True):
+class PrefillBatch(Struct, frozen=True, tag=True, omit_defaults=True):
     """One forward: rows of at most `max_num_batched_tokens` tokens together, run layer slice by layer slice."""
 
     batch_id: int
     rows: list[PrefillRow]
+    urgent: bool = False  # runs before batches that wait, and between two layer slices of the one under way
 
 
 class PrefillCancel(Struct, frozen=True, tag=True):

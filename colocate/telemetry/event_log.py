@@ -19,7 +19,7 @@ from colocate.core.outbox import Command
 from colocate.core.settings import EngineSettings
 from colocate.errors import ConfigError
 
-LOG_VERSION = 1
+LOG_VERSION = 2
 BIN32 = 0xC6  # MessagePack: bin with a 4-byte big-endian length
 FLUSH_BYTES = 1 << 16
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 from msgspec import structs
 
+from colocate.config.profile import load_profile
 from colocate.device.emulated.faults import FaultInjector, parse_fault, poison_tokens
 from colocate.device.emulated.partition import EmulatedPartition
-from colocate.device.emulated.profile import load_profile
 from colocate.device.emulated.timing import PhaseTimer
 from colocate.device.emulated.tokens import TokenDraw
 from colocate.device.partition import Partition
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.board import Board
 from colocate.types import Role
-from colocate.worker.emulated_executor import EmulatedDecodeExecutor, EmulatedPrefillExecutor
+from colocate.worker.boundary import peer_of
+from colocate.worker.emulated_executor import EmulatedDecodeExecutor, EmulatedHybridExecutor, EmulatedPrefillExecutor
 
 
 class EmulatedDevice:
@@ -34,10 +35,10 @@ class EmulatedDevice:
             profile = structs.replace(profile, noise=noise)
         eos_probability = profile.eos_probability if profile else 0.0
         self._draw = TokenDraw(spec.facts.vocab_size, eos_probability, poison_tokens(faults))
-        peer = Role.DECODE if spec.role is Role.PREFILL else Role.PREFILL
+        peer = peer_of(spec.role)
 
         def peer_units() -> int:
-            return board.held(peer) if board.progress_of(peer).deadline_ns else 0
+            return board.held(peer) if peer is not None and board.progress_of(peer).deadline_ns else 0
 
         self._timer = PhaseTimer(spec.role.value, profile, peer_units)
         self._partition = EmulatedPartition(spec.facts.total_units)
@@ -52,3 +53,6 @@ class EmulatedDevice:
 
     def decode_executor(self) -> EmulatedDecodeExecutor:
         return EmulatedDecodeExecutor(self._draw, self._timer, self._faults)
+
+    def hybrid_executor(self) -> EmulatedHybridExecutor:
+        return EmulatedHybridExecutor(self.prefill_executor(), self.decode_executor(), self._timer)

@@ -2,11 +2,14 @@
 
 Commands wait in each worker's inbox until the test lets the worker act, so any interleaving can be produced. Tokens are
 a pure function of (request, output position), which is what makes "no token lost, doubled or changed" checkable. Every
-write is checked against the pool: a worker may only write to a block that its request still holds.
+write is checked against the pool: a worker may only write to a block that its request still holds and that nobody else
+reads. What is written is remembered as a hash of all tokens up to there, so every read shows whether the KV in a block,
+found in the prefix tree or not, is that of the request's own tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -14,11 +17,12 @@ from msgspec import Struct
 
 from colocate.core.engine import Engine
 from colocate.core.invariants import check_invariants
-from colocate.core.outbox import Command
+from colocate.core.outbox import Command, SetPlanWord
+from colocate.core.request import Stage
 from colocate.core.settings import EngineSettings
 from colocate.core.stop import finish_after
-from colocate.messages.client import Abort, Outputs, Rejected, Submit
-from colocate.messages.control import PoisonFailed, WorkerGone, WorkerHello
+from colocate.messages.client import Abort, ControlReply, Outputs, PinPlan, Rejected, Submit
+from colocate.messages.control import PlanApplied, PoisonFailed, WorkerGone, WorkerHello
 from colocate.messages.decode import DecodeRow, DecodeUpdate, StepReport, StepRow
 from colocate.messages.prefill import (
     BatchFailed,
@@ -71,6 +75,10 @@ class World:
         self.incarnation = {Role.PREFILL: 0, Role.DECODE: 0}
         self.step = 0
         self.poison: set[int] = set()
+        self.kv: dict[tuple[int, int], int] = {}  # (block, offset) -> what is written there
+        self.is_hybrid = settings.mode == "chunked"
+        self.words: dict[int, int] = {}  # plan words by sequence number
+        self.replies: list[ControlReply] = []
         self.carry_out(self.engine.first_commands())
 
     # -- engine side -----------------------------------------------------------------------------------------------
@@ -92,6 +100,12 @@ class World:
                 self._outputs(message)
             elif isinstance(message, Rejected):
                 self.clients[message.request_id].rejected = True
+            elif isinstance(message, SetPlanWord):
+                assert message.seq == max(self.words, default=message.seq - 1) + 1, "plan words are numbered in order"
+                assert self.engine.table.plans[message.index] is self.engine.plan, "a plan that nobody decided"
+                self.words[message.seq] = message.index
+            elif isinstance(message, ControlReply):
+                self.replies.append(message)
             elif isinstance(message, PoisonFailed):
                 self.convicted.append(message.request_id)
 
@@ -106,19 +120,49 @@ class World:
 
     # -- client side -----------------------------------------------------------------------------------------------
 
-    def submit(self, num_prompt_tokens: int, max_tokens: int, already: int = 0) -> int:
+    def submit(
+        self,
+        num_prompt_tokens: int,
+        max_tokens: int,
+        already: int = 0,
+        *,
+        after: int | None = None,
+        slo_class: str = "",
+        salt: str = "",
+        priority: int = 0,
+    ) -> int:
+        """A request of its own tokens, or the next turn of a conversation: `after` is the request it goes on from."""
         request_id = len(self.clients) + 1
+        head = self.sequence(after) if after in self.clients else []
+        own = [token_of(request_id, -1 - index) for index in range(num_prompt_tokens)]
         submit = Submit(
             request_id=request_id,
-            prompt_token_ids=[token_of(request_id, -1 - index) for index in range(num_prompt_tokens)],
+            prompt_token_ids=[*head, *own],
             params=SamplingParams(max_tokens=max_tokens),
             arrival_ns=self.now_ns,
             output_token_ids=[token_of(request_id, position) for position in range(already)],
             resubmitted=already > 0,
+            slo_class=slo_class,
+            cache_salt=salt,
+            priority=priority,
         )
         self.clients[request_id] = Client(submit, list(submit.output_token_ids))
         self.handle(submit)
         return request_id
+
+    def sequence(self, request_id: int) -> list[int]:
+        """Prompt and output so far."""
+        client = self.clients[request_id]
+        return [*client.submit.prompt_token_ids, *client.tokens]
+
+    def _hashes(self, request_id: int) -> list[int]:
+        """What belongs at each position: a hash of all tokens up to there, under the request's salt."""
+        salt = hash(self.clients[request_id].submit.cache_salt)
+        tokens = self.sequence(request_id)
+        return list(itertools.accumulate(tokens, lambda so_far, token: hash((so_far, token)), initial=salt))[1:]
+
+    def pin(self, plan: str | None) -> None:
+        self.handle(PinPlan(1, plan))
 
     def abort(self, request_id: int) -> None:
         client = self.clients[request_id]
@@ -129,36 +173,64 @@ class World:
     # -- workers ---------------------------------------------------------------------------------------------------
 
     def start(self, role: Role) -> None:
-        if not self.online[role]:
-            self.online[role] = True
-            self.incarnation[role] += 1
-            self.handle(WorkerHello(role, self.incarnation[role], 1, 1))
+        if self.online[role]:
+            return
+        roles = (Role.PREFILL, Role.DECODE) if self.is_hybrid else (role,)
+        for each in roles:
+            self.online[each] = True
+            self.incarnation[each] += 1
+        self.handle(WorkerHello(Role.HYBRID if self.is_hybrid else role, self.incarnation[role], 1, 1))
 
     def kill(self, role: Role, kv_trusted: bool = True) -> None:
         if not self.online[role]:
             return
-        self.online[role] = False
-        if role is Role.PREFILL:
-            self.prefill_inbox.clear()
-            self.prefill_batches.clear()
-            self.cancelled.clear()
-        else:
-            self.decode_inbox.clear()
-            self.rows.clear()
-        self.handle(WorkerGone(role, self.incarnation[role], "killed by the test", kv_trusted))
+        roles = (Role.PREFILL, Role.DECODE) if self.is_hybrid else (role,)
+        for each in roles:
+            self.online[each] = False
+            if each is Role.PREFILL:
+                self.prefill_inbox.clear()
+                self.prefill_batches.clear()
+                self.cancelled.clear()
+            else:
+                self.decode_inbox.clear()
+                self.rows.clear()
+        if not kv_trusted:
+            self.kv.clear()
+        dead = Role.HYBRID if self.is_hybrid else role
+        self.handle(WorkerGone(dead, self.incarnation[role], "killed by the test", kv_trusted))
 
-    def check_write(self, request_id: int, block_table: list[int], position: int) -> None:
-        block = block_table[position // self.block_size]
+    def apply_plan(self) -> None:
+        """Both workers put the plan word in force."""
+        seq = max(self.words)
+        for role in (Role.PREFILL, Role.DECODE):
+            if self.online[role]:
+                self.handle(PlanApplied(role, seq, self.now_ns))
+
+    def write(self, request_id: int, block_table: list[int], positions: range) -> None:
+        """KV of these positions, after reading that of all positions before them."""
         request = self.engine.books.requests.get(request_id)
         assert request is not None, f"a worker writes for request {request_id}, which ended"
-        assert block in request.block_table, f"a worker writes to block {block}, not held by request {request_id}"
+        in_tree = set(self.engine.books.memory.tree.blocks())
+        hashes = self._hashes(request_id)
+        # A chunk behind one that failed may still run before its cancel is read: nobody uses what it makes.
+        reads = range(positions.start) if request.stage is not Stage.CANCELLING else range(0)
+        for position in reads:
+            block, offset = block_table[position // self.block_size], position % self.block_size
+            assert self.kv.get((block, offset)) == hashes[position], f"request {request_id} reads foreign KV"
+        for position in positions:
+            block, offset = block_table[position // self.block_size], position % self.block_size
+            assert block in request.block_table, f"a worker writes to block {block}, not held by request {request_id}"
+            assert block not in in_tree, f"a worker writes to block {block}, which the prefix tree holds"
+            self.kv[(block, offset)] = hashes[position]
 
     def prefill_read(self) -> None:
         """The prefill worker reads one message."""
         if not self.prefill_inbox:
             return
         message = self.prefill_inbox.popleft()
-        if isinstance(message, PrefillBatch):
+        if isinstance(message, PrefillBatch) and message.urgent:
+            self.prefill_batches.appendleft(message)
+        elif isinstance(message, PrefillBatch):
             self.prefill_batches.append(message)
         elif isinstance(message, PrefillCancel):
             self.cancelled |= set(message.rows)
@@ -171,8 +243,9 @@ class World:
         batch = self.prefill_batches[0]
         rows = [row for row in batch.rows if (row.request_id, row.incarnation) not in self.cancelled]
         for row in rows:
-            for position in range(row.start, row.start + len(row.token_ids)):
-                self.check_write(row.request_id, row.block_table, position)
+            end = row.start + len(row.token_ids)
+            assert row.token_ids == self.sequence(row.request_id)[row.start : end]
+            self.write(row.request_id, row.block_table, range(row.start, end))
         if any(row.request_id in self.poison for row in rows):
             self.kill(Role.PREFILL)
             return
@@ -185,7 +258,7 @@ class World:
             )
             for row in rows
         ]
-        self.handle(PrefillDone(batch.batch_id, done, self.now_ns, self.now_ns, 0))
+        self.handle(PrefillDone(batch.batch_id, done, self.now_ns, self.now_ns + 900, self.engine.ledger.seq))
 
     def prefill_fail(self) -> None:
         """The oldest batch raises; the worker lives."""
@@ -210,7 +283,7 @@ class World:
             if row.context_len >= len(row.block_table) * self.block_size:
                 masked.append(key)
                 continue
-            self.check_write(key[0], row.block_table, row.context_len)
+            self.write(key[0], row.block_table, range(row.context_len, row.context_len + 1))
             token = token_of(key[0], row.position)
             finish = finish_after(row.join.sample.params, row.position, token)
             rows.append(StepRow(*key, token, finish))
@@ -220,7 +293,8 @@ class World:
                 del self.rows[key]
         if rows or left or masked:
             self.step += 1
-            self.handle(StepReport(self.step, rows, left, masked))
+            times = (self.now_ns, self.now_ns + 900, self.engine.ledger.seq)
+            self.handle(StepReport(self.step, rows, left, masked, *times))
 
     def decode_fail(self) -> None:
         """A step raises: its rows are dropped and named."""
@@ -260,9 +334,11 @@ class World:
         raise AssertionError(f"requests never ended: {list(self.engine.books.requests.values())[:3]}")
 
     def check_end(self) -> None:
-        pool = self.engine.books.pool
-        assert pool.num_free == pool.num_blocks
-        assert pool.num_draining == 0
+        memory = self.engine.books.memory
+        assert memory.num_available == memory.pool.num_blocks, "every block is free, or cached and in nobody's use"
+        assert memory.pool.num_draining == 0
+        assert not self.engine.books.queue.num_tokens and not self.engine.prefill.num_remaining
+        assert not self.engine.decode.sum_context
         for request_id, client in self.clients.items():
             expected = [token_of(request_id, position) for position in range(len(client.tokens))]
             assert client.tokens == expected, f"request {request_id}: tokens lost, doubled or changed"

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colocate.core.settings import EngineSettings
+from colocate.config.profile import Coefficients, DeviceProfile, ShareProfile
+from colocate.core.settings import ALL_GUARDS, EngineSettings
+from colocate.messages.slo import SloClass
 from colocate.types import FinishReason, Role
 from tests.property.engine_world import World
+
+UNITS = 4
+# A device fast enough for nanosecond steps: deadlines of the classes below are then met, missed and hopeless in turn.
+_SHARES = [
+    ShareProfile(units, Coefficients(4e-8 / units, 0, 4e-7 / units), Coefficients(1e-9, 2e-8, 4e-7 / units))
+    for units in range(1, UNITS + 1)
+]
+PROFILE = DeviceProfile("test device", "made up", UNITS, 1, 4, _SHARES)
+CLASSES = (SloClass("tight", 3e-6, 1e-6), SloClass("loose", 2e-5, 5e-6), SloClass("batch"))
 
 engine_settings = st.builds(
     EngineSettings,
@@ -16,15 +29,30 @@ engine_settings = st.builds(
     max_num_seqs=st.integers(1, 6),
     max_num_batched_tokens=st.integers(1, 24),
     max_queue=st.integers(1, 12),
-    total_units=st.integers(1, 4),
-    plan=st.just("elastic"),
+    total_units=st.just(UNITS),
+    plan=st.sampled_from(["elastic", "slo", "on-demand", "static:p2d2"]),
+    shadow=st.sampled_from([None, "elastic", "slo"]),
+    guards=st.sampled_from([(), ALL_GUARDS]),
+    discipline=st.sampled_from(["fcfs", "sjf-window", "edf", "shortest-cache", "memory-aware-deadline"]),
+    admission=st.sampled_from(["greedy", "throttle"]),
+    prefix_caching=st.booleans(),
+    slo_classes=st.just(CLASSES),
+    default_slo_class=st.sampled_from(["tight", "batch"]),
+    max_slice_ms=st.sampled_from([1e-4, 20.0]),
+    latency=st.just(PROFILE),
+)
+chunked_settings = st.builds(
+    lambda settings: msgspec.structs.replace(settings, mode="chunked", plan="elastic", shadow=None), engine_settings
 )
 
+slo_class = st.sampled_from(["", "tight", "loose", "batch"])
 actions = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(1, 30), st.integers(0, 30)),
-        st.tuples(st.just("submit"), st.integers(1, 6), st.integers(8, 20)),
+        st.tuples(st.just("submit"), st.integers(1, 30), st.integers(0, 30), slo_class),
+        st.tuples(st.just("submit"), st.integers(1, 6), st.integers(8, 20), slo_class),
         st.tuples(st.just("resubmit"), st.integers(1, 20), st.integers(2, 20)),
+        st.tuples(st.just("next_turn"), st.integers(1, 12), st.integers(1, 8), st.sampled_from(["", "tenant"])),
+        st.tuples(st.just("next_turn"), st.integers(1, 12), st.integers(1, 8), st.just("")),
         st.tuples(st.just("abort"), st.integers(1, 12)),
         st.tuples(st.just("prefill_read")),
         st.tuples(st.just("prefill_run")),
@@ -32,6 +60,8 @@ actions = st.lists(
         st.tuples(st.just("turns"), st.integers(1, 12)),
         st.tuples(st.just("decode_turn")),
         st.tuples(st.just("decode_turn")),
+        st.tuples(st.just("apply_plan")),
+        st.tuples(st.just("pin"), st.sampled_from(["p1d3", "shared", None, "all-decode", "p9d9"])),
         st.tuples(st.just("prefill_fail")),
         st.tuples(st.just("decode_fail")),
         st.tuples(st.just("kill"), st.sampled_from([Role.PREFILL, Role.DECODE])),
@@ -46,10 +76,14 @@ actions = st.lists(
 def perform(world: World, action: tuple) -> None:
     name, *arguments = action
     if name == "submit":
-        world.submit(*arguments)
+        num_prompt_tokens, max_tokens, slo = arguments
+        world.submit(num_prompt_tokens, max_tokens, slo_class=slo)
     elif name == "resubmit":
         num_prompt_tokens, max_tokens = arguments
         world.submit(num_prompt_tokens, max_tokens, already=max_tokens // 2)
+    elif name == "next_turn":
+        after, num_prompt_tokens, salt = arguments
+        world.submit(num_prompt_tokens, 6, after=after, salt=salt)
     elif name == "abort":
         if arguments[0] in world.clients:
             world.abort(arguments[0])
@@ -65,8 +99,9 @@ def perform(world: World, action: tuple) -> None:
         getattr(world, name)(*arguments)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(engine_settings, actions)
+@pytest.mark.timeout(600)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(engine_settings, engine_settings, chunked_settings), actions)
 def test_every_request_ends_once_with_its_own_tokens(config: EngineSettings, sequence: list[tuple]) -> None:
     world = World(config)
     world.start(Role.PREFILL)

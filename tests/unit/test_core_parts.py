@@ -1,4 +1,4 @@
-"""Blocks, queue, stop rule, ledger, drain rate, request lifecycle: each promise once."""
+"""Blocks, stop rule, ledger, drain rate, request lifecycle: each promise once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from colocate.core.engine import Engine
 from colocate.core.ledger import SWITCHING, SwitchLedger
 from colocate.core.outbox import MESSAGE_TOKENS, in_pieces
 from colocate.core.plan import build_plan_table
-from colocate.core.queue import FcfsQueue
 from colocate.core.request import TRANSITIONS, Request, Stage
 from colocate.core.settings import EngineSettings
 from colocate.core.stop import finish_after
@@ -23,8 +22,8 @@ from colocate.types import FinishReason, Role
 from tests.property.engine_world import World
 
 
-def make_request(request_id: int, arrival_ns: int = 0, priority: int = 0) -> Request:
-    return Request(request_id, [1, 2, 3], SamplingParams(max_tokens=4), arrival_ns, [], priority)
+def make_request(request_id: int) -> Request:
+    return Request(request_id, [1, 2, 3], SamplingParams(max_tokens=4), 0, [])
 
 
 def test_shared_blocks_return_with_their_last_holder() -> None:
@@ -52,35 +51,6 @@ def test_the_pool_refuses_what_cannot_be() -> None:
 @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (16, 1), (17, 2), (32, 2)])
 def test_blocks_for(num_tokens: int, num_blocks: int) -> None:
     assert BlockPool(4, 16).blocks_for(num_tokens) == num_blocks
-
-
-def test_the_queue_serves_by_priority_then_arrival_and_forgets_the_removed() -> None:
-    queue = FcfsQueue()
-    late, early, urgent, gone = (
-        make_request(1, arrival_ns=30),
-        make_request(2, arrival_ns=10),
-        make_request(3, arrival_ns=40, priority=-1),
-        make_request(4, arrival_ns=5),
-    )
-    for request in (late, early, urgent, gone):
-        queue.push(request)
-    queue.remove(4)
-    served = []
-    while (request := queue.peek()) is not None:
-        served.append(request.request_id)
-        queue.remove(request.request_id)
-    assert served == [3, 2, 1]
-    assert len(queue) == 0
-
-
-def test_a_preempted_request_goes_ahead_of_younger_ones() -> None:
-    queue = FcfsQueue()
-    old, young = make_request(1, arrival_ns=1), make_request(2, arrival_ns=2)
-    queue.push(old)
-    queue.push(young)
-    queue.remove(1)
-    queue.push(old)
-    assert queue.peek() is old
 
 
 @pytest.mark.parametrize(

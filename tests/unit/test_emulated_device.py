@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from colocate.device.emulated.faults import Fault, FaultInjector, InjectedFault, parse_fault
 from colocate.device.emulated.partition import EmulatedPartition
-from colocate.device.emulated.profile import Coefficients, DeviceProfile, load_profile
+from colocate.config.profile import Coefficients, DeviceProfile, load_profile
 from colocate.device.emulated.timing import PhaseTimer, pass_time
 from colocate.device.emulated.tokens import TokenDraw, row_key
 from colocate.errors import ConfigError
@@ -84,15 +84,15 @@ def injector(*texts: str, role: Role = Role.DECODE, incarnation: int = 1) -> tup
 
 def test_a_fault_fires_for_its_role_its_incarnation_and_its_number() -> None:
     faults, _ = injector("decode:raise@step=3,incarnation=1")
-    faults.before_work()
-    faults.before_work()
+    faults.before_work(Role.DECODE)
+    faults.before_work(Role.DECODE)
     with pytest.raises(InjectedFault):
-        faults.before_work()
-    faults.before_work()
+        faults.before_work(Role.DECODE)
+    faults.before_work(Role.DECODE)
     for role, incarnation in ((Role.DECODE, 2), (Role.PREFILL, 1)):
         other, _ = injector("decode:raise@step=3,incarnation=1", role=role, incarnation=incarnation)
         for _ in range(5):
-            other.before_work()
+            other.before_work(role)
 
 
 def test_the_first_share_is_not_a_switch() -> None:
@@ -105,14 +105,14 @@ def test_the_first_share_is_not_a_switch() -> None:
 def test_garbage_puts_junk_on_the_wire_once() -> None:
     faults, junk = injector("garbage@step=2")
     for _ in range(5):
-        faults.before_work()
+        faults.before_work(Role.DECODE)
     assert len(junk) == 4
 
 
 def test_slow_takes_its_time() -> None:
     faults, _ = injector("slow@step=1,ms=30")
     started = time.perf_counter()
-    faults.before_work()
+    faults.before_work(Role.DECODE)
     assert time.perf_counter() - started >= 0.03
 
 

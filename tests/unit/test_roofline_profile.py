@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from colocate.device.emulated.profile import Coefficients, load_profile
+from colocate.config.profile import Coefficients, load_profile
 
 PROFILE = Path(__file__).parents[2] / "configs/profiles/emulated-h200-roofline.yaml"
 

@@ -32,6 +32,8 @@ MIN_DWELL_NS = 100_000_000
 # Mean relative error of the predictions at which they are no longer believed, and at which they are again.
 DISTRUST_ERROR = 0.3
 TRUST_ERROR = 0.18
+HOLD_NS = 2_000_000_000
+MAX_HOLD_NS = 60_000_000_000
 
 State = TypeVar("State")
 
@@ -89,9 +91,22 @@ class Hysteresis:
         return (wish if forecast.drain_s(wish, view) <= (1.0 - MIN_GAIN) * drain_s else border.plan), None
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whether the predictions are distrusted, since when it is so or not, and how long the last distrust had to hold."""
+
+    is_lost: bool = False
+    since_ns: int = 0
+    hold_ns: int = 0
+
+
 class Fallback:
-    """Implements `Guard[bool]`: whether the predictions are distrusted. Then the static plan serves two busy phases;
-    lending needs no prediction and goes on."""
+    """Implements `Guard[Trust]`: while predictions are distrusted the static plan serves two busy phases; lending needs
+    no prediction and goes on.
+
+    Predictions may be good under the static plan and bad elsewhere, so good ones do not prove much: distrust holds for
+    a while, and twice as long each time the trust given back did not last as long as it was withheld.
+    """
 
     name = "fallback"
 
@@ -99,12 +114,20 @@ class Fallback:
         self._static = static
         self._lending = Lending(table)
 
-    def start(self) -> bool:
-        return False
+    def start(self) -> Trust:
+        return Trust()
 
-    def check(self, state: bool, view: LoadView, wish: Plan, border: Border) -> tuple[Plan, bool]:
-        is_distrusted = view.prediction_error > (TRUST_ERROR if state else DISTRUST_ERROR)
-        return (self._lending.plan(view) or self._static) if is_distrusted else wish, is_distrusted
+    def check(self, state: Trust, view: LoadView, wish: Plan, border: Border) -> tuple[Plan, Trust]:
+        lasted_ns = view.now_ns - state.since_ns
+        if not state.is_lost:
+            if view.prediction_error <= DISTRUST_ERROR:
+                return wish, state
+            again = state.hold_ns and lasted_ns < state.hold_ns
+            hold_ns = min(2 * state.hold_ns, MAX_HOLD_NS) if again else HOLD_NS
+            state = Trust(True, view.now_ns, hold_ns)
+        elif view.prediction_error <= TRUST_ERROR and lasted_ns >= state.hold_ns:
+            return wish, Trust(False, view.now_ns, state.hold_ns)
+        return self._lending.plan(view) or self._static, state
 
 
 class Dwell:

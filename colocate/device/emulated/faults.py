@@ -1,4 +1,4 @@
-"""Injected faults: `[ROLE:]ACTION@TRIGGER[,KEY=VALUE...]`, several of them, each for one worker or for both.
+"""Injected faults: `[ROLE:]ACTION@TRIGGER[,KEY=VALUE...]`, several of them, each for one worker or for all.
 
     decode:exit@step=100                  die (SIGKILL) before step 100
     prefill:hang@batch=3                  stop getting on, heartbeat alive, before batch 3
@@ -9,6 +9,9 @@
     decode:exit@token=77                  die whenever such a request is stepped: a poison request
     exit@switch  /  exit@switch=2         die in the middle of a (the second) plan switch
     exit@start                            die before becoming ready
+
+In mode `chunked` one worker runs both phases: `hybrid:` is that worker, and a fault of a phase strikes it in that phase
+(`prefill:` and `batch` before a chunk, `decode:` and `step` before a step of standing rows).
 
 `incarnation=N` limits a fault to the N-th process of its role (1 is the first), so that a restart is healthy.
 """
@@ -21,12 +24,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from colocate.config.roles import ANY_WORKER
 from colocate.errors import ConfigError
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import Role
 
 ACTIONS = ("exit", "hang", "freeze", "slow", "garbage", "raise")
 TRIGGERS = ("step", "batch", "token", "switch", "start")
-_GRAMMAR = "[prefill:|decode:]ACTION@TRIGGER[=N][,ms=N][,incarnation=N]"
+_GRAMMAR = "[prefill:|decode:|hybrid:]ACTION@TRIGGER[=N][,ms=N][,incarnation=N]"
 _NEEDS_NUMBER = ("step", "batch", "token")
 
 
@@ -36,7 +40,7 @@ class InjectedFault(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    role: Role | None  # None: either worker
+    role: Role | None  # None: every worker
     action: str
     trigger: str
     number: int | None  # which step, batch, switch or token; None: every one
@@ -50,7 +54,7 @@ def parse_fault(text: str) -> Fault:
     role_name, colon, action = head.rpartition(":")
     if not at:
         raise _bad(text, "has no @TRIGGER")
-    if colon and role_name not in [role.value for role in WORKER_ROLES]:
+    if colon and role_name not in [role.value for role in ANY_WORKER]:
         raise _bad(text, f"names no worker: {role_name!r}")
     if action not in ACTIONS:
         raise _bad(text, f"has no known action: {action!r}; actions are {', '.join(ACTIONS)}")
@@ -82,7 +86,7 @@ def _bad(text: str, problem: str) -> ConfigError:
 
 
 def poison_tokens(faults: Iterable[Fault]) -> frozenset[int]:
-    """Token ids that some fault of either worker looks for."""
+    """Token ids that some of these faults look for."""
     return frozenset(fault.number for fault in faults if fault.trigger == "token" and fault.number is not None)
 
 
@@ -92,20 +96,26 @@ class FaultInjector:
     def __init__(
         self, faults: Sequence[Fault], role: Role, incarnation: int, send_junk: Callable[[tuple[bytes, ...]], None]
     ) -> None:
+        mine = ANY_WORKER if role is Role.HYBRID else (role,)
         self._faults = [
-            fault for fault in faults if fault.role in (None, role) and fault.incarnation in (None, incarnation)
+            fault
+            for fault in faults
+            if (fault.role is None or fault.role in mine) and fault.incarnation in (None, incarnation)
         ]
-        self._work = "batch" if role is Role.PREFILL else "step"
+        self._role = role
         self._send_junk = send_junk
-        self._num_works = 0
+        self._num_works = {Role.PREFILL: 0, Role.DECODE: 0}
         self._num_switches = -1  # the first share taken is no switch
         self.token_ids = poison_tokens(self._faults)
 
-    def before_work(self, token_ids: Collection[int] = ()) -> None:
-        """Before every batch or step. `token_ids`: poison among what is about to run."""
-        self._num_works += 1
+    def before_work(self, phase: Role, token_ids: Collection[int] = ()) -> None:
+        """Before every batch (prefill) and every step (decode). `token_ids`: poison among what is about to run."""
+        self._num_works[phase] += 1
+        work, number = "batch" if phase is Role.PREFILL else "step", self._num_works[phase]
         for fault in self._faults:
-            if (fault.trigger == self._work and fault.number == self._num_works) or (
+            if fault.role not in (None, self._role, phase):
+                continue
+            if (fault.trigger == work and fault.number == number) or (
                 fault.trigger == "token" and fault.number in token_ids
             ):
                 self._commit(fault)

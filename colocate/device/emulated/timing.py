@@ -6,7 +6,8 @@ import random
 import time
 from collections.abc import Callable
 
-from colocate.device.emulated.profile import DeviceProfile, NoiseProfile
+from colocate.config.profile import DeviceProfile, NoiseProfile
+from colocate.core.latency import LatencyModel
 
 # `time.sleep` wakes this much late on an idle kernel; the rest is spun.
 _SPIN_S = 0.00015
@@ -21,6 +22,7 @@ class PhaseTimer:
     def __init__(self, phase: str, profile: DeviceProfile | None, peer_units: Callable[[], int]) -> None:
         self._phase = phase
         self._profile = profile
+        self._model = LatencyModel(profile) if profile else None
         self._peer_units = peer_units
         self._noise = _Noise(profile.noise if profile else NoiseProfile(), phase)
         self._num_units = 0
@@ -32,31 +34,44 @@ class PhaseTimer:
     def num_slices(self) -> int:
         return self._profile.num_layers if self._profile else 4
 
-    def prefill_slice_s(self, spans: list[tuple[int, int]]) -> float:
-        """One layer slice over rows of (new, cached) tokens."""
-        if self._profile is None:
+    def prefill_slice_s(self, spans: list[tuple[int, int]], num_layers: int = 1) -> float:
+        """So many layers of a forward over rows of (new, cached) tokens."""
+        if self._profile is None or self._model is None:
             return 0.0
-        k = self._profile.coefficients("prefill", self._num_units)
         linear = sum(new for new, _ in spans)
-        quadratic = sum(new * (cached + new / 2) for new, cached in spans)
-        return self._shaped((k.a * linear + k.b * quadratic + k.c) / self._profile.num_layers)
+        pairs = sum(new * (cached + new / 2) for new, cached in spans)
+        peer_units = self._peer_units()
+        seconds = self._model.prefill_s(self._num_units, linear, pairs)
+        if peer_units:
+            seconds *= self._contended(self._model.contention(self._num_units, peer_units)[0])
+        return seconds * num_layers / self._profile.num_layers * self._profile.noise.prefill_bias * self._noise.factor()
 
     def decode_step_s(self, sum_context: int, num_rows: int) -> float:
-        if self._profile is None:
+        if self._profile is None or self._model is None:
             return 0.0
-        k = self._profile.coefficients("decode", self._num_units)
-        return self._shaped(k.a * sum_context + k.b * num_rows + k.c)
+        peer_units = self._peer_units()
+        seconds = self._model.decode_s(self._num_units, sum_context, num_rows)
+        if peer_units:
+            seconds *= self._contended(self._model.contention(peer_units, self._num_units)[1])
+        return seconds * self._profile.noise.decode_bias * self._noise.factor()
+
+    def hybrid_step_s(self, spans: list[tuple[int, int]], sum_context: int, num_rows: int) -> float:
+        """A chunk and the standing batch in one forward, on every unit."""
+        if self._profile is None or self._model is None:
+            return 0.0
+        linear = sum(new for new, _ in spans)
+        pairs = sum(new * (cached + new / 2) for new, cached in spans)
+        bias = self._profile.noise.prefill_bias if spans else self._profile.noise.decode_bias
+        return self._model.hybrid_s(self._num_units, linear, pairs, sum_context, num_rows) * bias * self._noise.factor()
+
+    def _contended(self, factor: float) -> float:
+        """The device's own contention, which may be stronger or weaker than the profile's."""
+        assert self._profile is not None
+        return max(1.0, 1.0 + (factor - 1.0) * self._profile.noise.contention_bias)
 
     @property
     def takes_time(self) -> bool:
         return self._profile is not None
-
-    def _shaped(self, seconds: float) -> float:
-        assert self._profile is not None
-        peer_units = self._peer_units()
-        if peer_units:
-            seconds *= self._profile.contention_of(self._phase, self._num_units, peer_units)
-        return seconds * self._noise.factor()
 
 
 class _Noise:

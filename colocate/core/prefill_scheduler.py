@@ -1,0 +1,159 @@
+"""What is prefilled next: who is admitted, which chunks make the next forward, and which prompt may interrupt one."""
+
+from __future__ import annotations
+
+from colocate.core.admission import choose_admission
+from colocate.core.books import Books
+from colocate.core.prefill_side import Chunk, PrefillSide
+from colocate.core.request import NEVER, Request, Stage
+
+# An urgent prompt may hold up a forward under way for at most this share of what that forward still needs.
+URGENT_SHARE = 0.5
+
+
+class PrefillScheduler:
+    """Reads the queue and the prefill side, and hands the side what to send."""
+
+    __slots__ = ("_books", "_prospects", "_side", "admission", "is_blocked")
+
+    def __init__(self, books: Books, side: PrefillSide) -> None:
+        self._books = books
+        self._side = side
+        self._prospects = side.prospects
+        self.admission = choose_admission(books.settings.admission)
+        self.is_blocked = False  # somebody waits, prefill could take it, and blocks or rows are lacking
+
+    def schedule(self, num_decode_rows: int, decode_starves: bool) -> None:
+        """Send batches until the worker has as many as it may hold, and one more if a prompt is urgent. O(batch)."""
+        self.is_blocked = False
+        if not self._side.online:
+            return
+        budget = self._budget(num_decode_rows)
+        while len(self._side.batches) < self._books.settings.prefill_depth:
+            chunks = self._choose(budget, num_decode_rows, decode_starves)
+            if not chunks:
+                return
+            self._side.send(chunks)
+        self._interrupt_if_urgent(budget, num_decode_rows, decode_starves)
+
+    def _budget(self, num_decode_rows: int) -> int:
+        """Tokens of the next forward. In mode `chunked` the standing batch rides along and takes its share."""
+        books, settings = self._books, self._books.settings
+        if settings.mode == "chunked":
+            most = max(settings.max_num_batched_tokens - num_decode_rows, 1)
+        else:
+            most = self._prospects.max_chunk_tokens()
+        waiting_tokens = books.queue.num_tokens + self._side.num_remaining
+        is_idle = not self._side.batches and not num_decode_rows
+        return self.admission.budget(most, waiting_tokens, books.memory.available_share, books.now_ns, is_idle)
+
+    def _choose(self, budget: int, num_decode_rows: int, decode_starves: bool) -> list[Chunk]:
+        """The chunks of the next forward: first a prompt that outranks those begun, then those, then who waits."""
+        side = self._side
+        if side.suspects:
+            if side.batches:
+                return []
+            trial = self._trial(budget, num_decode_rows, decode_starves)
+            if trial is not None:
+                return [trial]
+        chunks: list[Chunk] = []
+        begun = [
+            request
+            for request in side.running.values()
+            if request.stage is Stage.PREFILLING
+            and request.num_scheduled < request.num_prefill_tokens
+            and request.request_id not in side.suspects
+        ]
+        while budget > 0 and (waiting := self._next_waiting()) is not None and self._outranks(waiting, begun):
+            if not self._admit(waiting, num_decode_rows, decode_starves):
+                break
+            budget = self._add(chunks, waiting, budget)
+        for request in begun:
+            if budget > 0:
+                budget = self._add(chunks, request, budget)
+        while budget > 0 and (waiting := self._next_waiting()) is not None:
+            if not self._admit(waiting, num_decode_rows, decode_starves):
+                break
+            budget = self._add(chunks, waiting, budget)
+        return chunks
+
+    def _trial(self, budget: int, num_decode_rows: int, decode_starves: bool) -> Chunk | None:
+        """A suspect runs alone, with nothing else in flight."""
+        suspects = self._side.suspects
+        suspect = suspects.oldest()
+        assert suspect is not None
+        if suspect.stage is Stage.WAITING and not self._admit(suspect, num_decode_rows, decode_starves):
+            return None
+        if suspect.stage is not Stage.PREFILLING:
+            return None
+        suspects.trial = suspect.request_id
+        return self._side.chunk(suspect, budget)
+
+    def _add(self, chunks: list[Chunk], request: Request, budget: int) -> int:
+        chunk = self._side.chunk(request, budget)
+        chunks.append(chunk)
+        return budget - chunk.num_tokens
+
+    def _next_waiting(self) -> Request | None:
+        waiting = self._books.queue.peek(self._prospects)
+        return None if waiting is None or waiting.request_id in self._side.suspects else waiting
+
+    def _outranks(self, waiting: Request, begun: list[Request]) -> bool:
+        """Whether it should go ahead of prompts that have begun: it is due before every one of them, and each can
+        still be in time behind it. Only deadlines give that right."""
+        deadline_ns = waiting.ttft_deadline_ns
+        if deadline_ns == NEVER or not begun:
+            return False
+        end_ns = self._books.now_ns + int(self._prospects.predicted_s(waiting) * 1e9)
+        return all(
+            self._can_follow(request, deadline_ns, end_ns + int(self._left_s(request) * 1e9)) for request in begun
+        )
+
+    def _can_follow(self, request: Request, deadline_ns: int, done_ns: int) -> bool:
+        """Whether this request is due after `deadline_ns`, and not before `done_ns` when it would be done."""
+        own_ns = request.ttft_deadline_ns
+        return own_ns > deadline_ns and (own_ns == NEVER or done_ns <= own_ns)
+
+    def _left_s(self, request: Request) -> float:
+        num_left = request.num_prefill_tokens - request.num_scheduled
+        return self._prospects.forward_s(num_left, num_left * (request.num_scheduled + num_left / 2))
+
+    def _interrupt_if_urgent(self, budget: int, num_decode_rows: int, decode_starves: bool) -> None:
+        """Layer-boundary preemption: a prompt that would miss its first token behind the forwards in flight, and whose
+        detour they can afford, runs between two of their slices."""
+        if self._books.model is None or self._books.settings.mode == "chunked" or self._side.suspects:
+            return
+        waiting = self._next_waiting()
+        if waiting is None or waiting.num_uncached > budget or not self._may_interrupt(waiting):
+            return
+        if self._admit(waiting, num_decode_rows, decode_starves):
+            self._side.send([self._side.chunk(waiting, budget)], urgent=True)
+
+    def _may_interrupt(self, waiting: Request) -> bool:
+        batches, now_ns = self._side.batches, self._books.now_ns
+        deadline_ns, own_ns = waiting.ttft_deadline_ns, int(self._prospects.predicted_s(waiting) * 1e9)
+        done_ns = max(batches[-1].due_ns, now_ns)
+        is_lost_behind, is_saved_ahead = done_ns + own_ns > deadline_ns, now_ns + own_ns <= deadline_ns
+        if not (is_lost_behind and is_saved_ahead) or own_ns > URGENT_SHARE * (done_ns - now_ns):
+            return False
+        if any(batch.urgent for batch in batches):
+            return False
+        chunks = (chunk for batch in batches for chunk in batch.chunks)
+        return all(self._can_follow(chunk.request, deadline_ns, done_ns + own_ns) for chunk in chunks)
+
+    def _admit(self, request: Request, num_decode_rows: int, decode_starves: bool) -> bool:
+        """Give a waiting request blocks for all its tokens, if rows and blocks allow. One free block per decode row
+        stays back, so that admission does not cause the next preemption."""
+        books = self._books
+        num_rows = len(self._side.running) + num_decode_rows
+        reserve = min(num_rows, books.settings.num_blocks // 10)
+        if (
+            num_rows >= books.settings.max_num_seqs
+            or decode_starves
+            or not books.memory.admit(request, reserve, books.now_ns)
+        ):
+            self.is_blocked = True
+            return False
+        books.queue.remove(request.request_id)
+        self._side.admit(request)
+        return True

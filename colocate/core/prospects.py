@@ -1,0 +1,57 @@
+"""What the engine expects of prefill work: how long it takes on the share prefill has now. Implements `QueueView`."""
+
+from __future__ import annotations
+
+from colocate.core.books import Books
+from colocate.core.queues.tally import pairs_of
+from colocate.core.request import Request
+
+
+class Prospects:
+    """Owned by the prefill side. `units` and `peer_units` follow the plan in force and whether decode works."""
+
+    __slots__ = ("_books", "_max_chunk", "peer_units", "units")
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self.units = books.settings.total_units
+        self.peer_units = 0
+        self._max_chunk: dict[int, int] = {}
+
+    @property
+    def now_ns(self) -> int:
+        return self._books.now_ns
+
+    def uncached_tokens(self, request: Request) -> int:
+        return self._books.memory.uncached_tokens(request)
+
+    def predicted_s(self, request: Request) -> float:
+        return self.forward_s(request.num_uncached, pairs_of(request))
+
+    def fits(self, request: Request) -> bool:
+        memory = self._books.memory
+        return memory.can_allocate(memory.blocks_expected(request))
+
+    def forward_s(self, num_tokens: int, pairs: float) -> float:
+        """Seconds of one forward; 0 where there is no latency model."""
+        model = self._books.model
+        return 0.0 if model is None else model.prefill_s(self.units, num_tokens, pairs, self.peer_units)
+
+    def max_chunk_tokens(self) -> int:
+        """The most tokens of one forward of which a single layer still takes no longer than `max_slice_ms`: a slice
+        cannot be shorter than a layer, so a plan switch or an urgent prompt would wait longer behind more."""
+        settings, model = self._books.settings, self._books.model
+        limit = settings.max_num_batched_tokens
+        if model is None:
+            return limit
+        known = self._max_chunk.get(self.units)
+        if known is not None:
+            return known
+        num_layers = model.profile.num_layers
+        allowed_s = settings.max_slice_ms / 1e3 * num_layers
+        fixed_s = model.prefill_s(self.units, 0, 0)
+        per_token_s = (model.prefill_s(self.units, limit, limit * limit / 2) - fixed_s) / limit
+        most = int((allowed_s - fixed_s) / per_token_s) if per_token_s > 0 else limit
+        # Below a block's worth of tokens a forward is all overhead.
+        self._max_chunk[self.units] = max(min(limit, most), min(limit, settings.block_size))
+        return self._max_chunk[self.units]

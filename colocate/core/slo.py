@@ -1,0 +1,37 @@
+"""The SLO classes in force, and which one a request falls under."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from colocate.messages.client import Submit
+from colocate.messages.slo import NO_SLO, SloClass
+
+
+class SloBook:
+    """Owned by the engine. Requests keep the targets they were admitted with."""
+
+    def __init__(self, classes: tuple[SloClass, ...], default: str) -> None:
+        self.classes = {each.name: each for each in classes}
+        self._default = self.classes.get(default) or next(iter(classes), NO_SLO)
+
+    def of(self, message: Submit) -> SloClass:
+        """The request's class with its own overrides. The frontend refuses unknown names; here they are the default."""
+        slo = self.classes.get(message.slo_class, self.classes.get(self._default.name, NO_SLO))
+        if message.ttft_s is not None:
+            slo = structs.replace(slo, ttft_s=message.ttft_s, ttft_per_token_s=None)
+        if message.tpot_s is not None:
+            slo = structs.replace(slo, tpot_s=message.tpot_s)
+        return slo
+
+    def change(self, changed: list[SloClass]) -> str:
+        """Replace targets of existing classes. Returns what is wrong, empty where it was done; all or nothing."""
+        for each in changed:
+            if each.name not in self.classes:
+                return f"there is no class {each.name!r}; there are: {', '.join(self.classes) or 'none'}"
+            for what, target_s in (("ttft", each.ttft_s), ("tpot", each.tpot_s)):
+                if target_s is not None and target_s <= 0:
+                    return f"{each.name}: {what} must be above 0, not {target_s:g} s"
+        for each in changed:
+            self.classes[each.name] = each
+        return ""
