@@ -1,0 +1,1 @@
+"""`colocate profile`: measure the two workers of this device, fit the latency model, show what came out."""
