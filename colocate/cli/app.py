@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from colocate.cli.options import GENERATE_OPTIONS, SERVE_OPTIONS, with_settings
+from colocate.cli.options import GENERATE_OPTIONS, PROFILE_OPTIONS, SERVE_OPTIONS, with_settings
 from colocate.config.load import load_config
 
 app = typer.Typer(
@@ -93,6 +93,84 @@ def replay(log: Annotated[Path, typer.Argument(metavar="LOG", help="A file or di
     from colocate.cli.replay import run_replay
 
     sys.exit(run_replay(log))
+
+
+@app.command(help="Compute what each partition plan would do to a load, and write a plan file for `serve --plans`.")
+def plan(
+    profile: Annotated[Path, typer.Option("--profile", metavar="FILE", help="Device profile of `colocate profile`.")],
+    slo: Annotated[str, typer.Option("--slo", metavar="TARGETS", help="For example 'ttft 300 ms, tpot 50 ms'.")],
+    rate: Annotated[
+        float | None, typer.Option(metavar="X", help="Requests per second.", rich_help_panel="Load")
+    ] = None,
+    prompt_tokens: Annotated[
+        float | None, typer.Option(metavar="N", help="Mean length of a prompt.", rich_help_panel="Load")
+    ] = None,
+    output_tokens: Annotated[
+        float | None, typer.Option(metavar="N", help="Mean length of an answer.", rich_help_panel="Load")
+    ] = None,
+    prompt_cv: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Standard deviation over mean. [dim](default 1)[/]", rich_help_panel="Load"),
+    ] = None,
+    output_cv: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Standard deviation over mean. [dim](default 1)[/]", rich_help_panel="Load"),
+    ] = None,
+    workload: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A trace instead; --rate then scales it.", rich_help_panel="Load"),
+    ] = None,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="As in serve.", rich_help_panel="Engine")] = 64,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="As in serve.", rich_help_panel="Engine")] = 512,
+    kv_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens the KV pool holds. 0: the profile's.", rich_help_panel="Engine")
+    ] = 0,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write a plan file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    from colocate.cli.plan import Ask, run_plan
+    from colocate.core.forecast import Limits
+
+    limits = Limits(max_num_seqs, max_num_batched_tokens, kv_tokens)
+    lengths = (prompt_tokens, output_tokens, prompt_cv, output_cv)
+    sys.exit(run_plan(Ask(profile, slo, rate, *lengths, workload, limits, out, json)))
+
+
+@app.command(
+    name="profile",
+    help="Measure how long prefill and decode take on each share of this device, alone and together, and fit the "
+    "latency model that the engine predicts from.",
+)
+@with_settings(PROFILE_OPTIONS)
+def profile_command(
+    flags: dict[str, object],
+    model: ModelArgument = None,
+    config: ConfigOption = None,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Time to measure for, e.g. 90s or 1h.")] = "10m",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to. [dim](default profiles/DEVICE/MODEL.json)[/]", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run of the same output.")] = True,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the draws measured; 0 is greedy.")] = 0.0,
+    show: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Print this profile and measure nothing.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw it: a PNG, SVG or PDF.", show_default=False),
+    ] = None,
+) -> None:
+    from colocate.cli.profile import parse_budget, run_measure, run_show
+    from colocate.runtime.profiling.run import ProfileRequest
+
+    if show is not None:
+        sys.exit(run_show(show, plot))
+    if model is not None:
+        flags["model"] = model
+    request = ProfileRequest(parse_budget(budget), out, resume, temperature)
+    sys.exit(run_measure(load_config(config, os.environ, flags), request, plot))
 
 
 @app.command(help="Print the version.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from colocate import __version__
 from colocate.config.serve import ServeConfig
 from colocate.config.sizes import format_size
 from colocate.messages.control import ChildReady
-from colocate.messages.spec import OneShot
+from colocate.messages.spec import OneShot, ProfilingJob
 from colocate.runtime.child import Child
 from colocate.runtime.console import Console, curl_line
 from colocate.runtime.crew import Crew
@@ -47,6 +48,18 @@ def run_once(config: ServeConfig, prompt: OneShot) -> int:
     startup, phases = _prepare(config, console)
     crew = Crew(config, startup.facts, _run_id(), None, prompt)
     return _supervise(config, crew, console, startup, phases, lambda: None)
+
+
+def run_measuring(config: ServeConfig, job_for: Callable[[Startup], ProfilingJob]) -> tuple[int, Startup]:
+    """`colocate profile`: the same keeper and workers, a profiler in the engine's place, no frontend. The exit code,
+    and what was measured on. A process that dies is not replaced: what it was measuring would be another's."""
+    supervisor = dataclasses.replace(config.supervisor, max_restarts=0)
+    scheduler = dataclasses.replace(config.scheduler, mode="colocated", plan="elastic", plans=None)
+    config = dataclasses.replace(config, supervisor=supervisor, scheduler=scheduler)
+    console = Console()
+    startup, phases = _prepare(config, console)
+    crew = Crew(config, startup.facts, _run_id(), None, None, job_for(startup))
+    return _supervise(config, crew, console, startup, phases, lambda: None), startup
 
 
 def _prepare(config: ServeConfig, console: Console) -> tuple[Startup, dict[str, float]]:

@@ -16,6 +16,7 @@ from colocate.errors import ConfigError
 from colocate.messages.spec import RuntimeFacts
 from colocate.model.config import ModelConfig, load_model_config
 from colocate.model.layout import KVLayout, WeightLayout
+from colocate.runtime.latency_source import engine_latency
 from colocate.runtime.model_source import locate_model, model_label
 
 # What two workers, engine, frontend and keeper take beside weights and KV, mostly torch: measured on the demo model.
@@ -52,19 +53,21 @@ def prepare(config: ServeConfig) -> Startup:
     if config.telemetry.event_log is not None:
         _check_event_log(Path(config.telemetry.event_log))
     names = config.model.served_model_name
+    label = model_label(config.model.model)
     facts = RuntimeFacts(
         device_kind=device.kind,
         device_name=device.name,
         total_units=device.total_units,
         unit_granularity=device.unit_granularity,
         unit_ids=device.unit_ids,
-        model_name=names[0] if names else model_label(config.model.model),
+        model_name=names[0] if names else label,
         model_dir=str(model_dir),
         dtype=dtype,
         vocab_size=model.vocab_size,
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         block_size=config.memory.block_size,
+        latency=engine_latency(config.device, device, model, label, dtype, notes),
     )
     return Startup(facts, plans, weights_bytes, kv_bytes, tuple(notes))
 
