@@ -1,6 +1,6 @@
 """What a run leaves: one record per request, and the figures made of them.
 
-Times are seconds after the start of the run, as a client at the engine's door would see them.
+Times are seconds after the start of the run, on the engine's clock: what HTTP adds is not in them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RequestRecord(Struct, frozen=True):
 
     @property
     def ttft_s(self) -> float | None:
-        """Time to first token: its arrival at the client minus the request's."""
+        """Time to first token: when the engine has it minus the arrival of the request."""
         return None if self.first_token_s is None else self.first_token_s - self.arrival_s
 
     @property
@@ -47,7 +47,7 @@ class RequestRecord(Struct, frozen=True):
 
     @property
     def e2e_s(self) -> float | None:
-        """End to end: the last token's arrival minus the request's."""
+        """End to end: when the engine has the last token minus the arrival of the request."""
         return None if self.finished_s is None else self.finished_s - self.arrival_s
 
     def is_good(self, slo: SloClass) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from msgspec import Struct
@@ -18,7 +17,7 @@ from colocate.sim.boundary import SimBoard, SimBoundary
 from colocate.sim.clock import VirtualClock
 from colocate.sim.decode_worker import SimDecodeWorker
 from colocate.sim.hybrid_worker import SimHybridWorker
-from colocate.sim.prefill_work import TokenOf
+from colocate.sim.load import Load
 from colocate.sim.prefill_worker import SimPrefillWorker
 from colocate.sim.settings import SimSettings
 from colocate.sim.standing_rows import StandingRows
@@ -31,7 +30,7 @@ TICK_NS = 100_000_000  # the live driver's
 
 
 class Clients(Protocol):
-    """Whoever sent the requests. Told ahead: `now_ns` is when the message arrives."""
+    """Whoever sent the requests. `now_ns` is when the engine speaks."""
 
     num_open: int  # requests that have not ended, or not even arrived
 
@@ -39,15 +38,7 @@ class Clients(Protocol):
         """A first token, or an end."""
         ...
 
-    def refused(self, message: Rejected, now_ns: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What requests answer: `token_of(request, output position)`. `vary`: it depends on the position."""
-
-    token_of: TokenOf
-    vary: bool = False
+    def refused(self, message: Rejected) -> None: ...
 
 
 class Replica:
@@ -59,7 +50,7 @@ class Replica:
         settings: SimSettings,
         core: EngineSettings,
         number: int,
-        answers: Answers,
+        load: Load,
         clients: Clients,
         log: EventLogWriter | None,
     ) -> None:
@@ -78,9 +69,9 @@ class Replica:
             settings.truth_error,
             f"{settings.seed}/{number}",
         )
-        rows = StandingRows(core.block_size, answers.token_of, tokens_vary=answers.vary)
-        roles = self._hybrid(settings, truth, rows, answers) if core.mode == "chunked" else None
-        roles = roles or self._two_workers(settings, truth, rows, answers)
+        rows = StandingRows(core.block_size, load.token_of, tokens_vary=load.tokens_vary)
+        roles = self._hybrid(settings, truth, rows, load) if core.mode == "chunked" else None
+        roles = roles or self._two_workers(settings, truth, rows, load)
         self._carry_out(self.engine.first_commands(), True)
         for role in roles:
             self._handle(WorkerHello(role, 1, 1, 1))
@@ -93,19 +84,17 @@ class Replica:
     # -- workers ---------------------------------------------------------------------------------------------------
 
     def _two_workers(
-        self, settings: SimSettings, truth: DeviceTruth, rows: StandingRows, answers: Answers
+        self, settings: SimSettings, truth: DeviceTruth, rows: StandingRows, load: Load
     ) -> tuple[Role, ...]:
         prefill, decode = (self._station(role, settings, truth) for role in (Role.PREFILL, Role.DECODE))
-        SimPrefillWorker(prefill, answers.token_of, lambda: decode.busy_units, settings.max_slice_ms / 1e3)
+        SimPrefillWorker(prefill, load.token_of, lambda: decode.busy_units, settings.max_slice_ms / 1e3)
         SimDecodeWorker(decode, rows, lambda: prefill.busy_units, self._report)
         self._receivers = {"prefill": prefill.receive, "decode": decode.receive}
         return Role.PREFILL, Role.DECODE
 
-    def _hybrid(
-        self, settings: SimSettings, truth: DeviceTruth, rows: StandingRows, answers: Answers
-    ) -> tuple[Role, ...]:
+    def _hybrid(self, settings: SimSettings, truth: DeviceTruth, rows: StandingRows, load: Load) -> tuple[Role, ...]:
         station = self._station(Role.HYBRID, settings, truth)
-        SimHybridWorker(station, rows, answers.token_of, self._report)
+        SimHybridWorker(station, rows, load.token_of, self._report)
         self._receivers = {"prefill": station.receive, "decode": station.receive}
         return (Role.HYBRID,)
 
@@ -163,13 +152,13 @@ class Replica:
                 self._tell(message)
 
     def _tell(self, message: Struct) -> None:
-        now_ns = self._clock.now_ns + self._message_ns
         if isinstance(message, Outputs):
+            now_ns = self._clock.now_ns
             for item in message.items:
                 if item.times is not None:
                     self._clients.heard(item, now_ns)
         elif isinstance(message, Rejected):
-            self._clients.refused(message, now_ns)
+            self._clients.refused(message)
 
     def _tick(self, _: None) -> None:
         if self._clients.num_open:

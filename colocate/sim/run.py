@@ -1,4 +1,4 @@
-"""`simulate`: one workload through one simulated daemon."""
+"""`simulate`: one workload through one simulated daemon; and `Run`, the same with several on one clock."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from colocate import __version__
 from colocate.core.settings import EngineSettings
 from colocate.core.snapshot import snapshot
 from colocate.errors import ConfigError
-from colocate.messages.client import OutputItem, Rejected, Submit
-from colocate.messages.sampling import SamplingParams
+from colocate.messages.client import EngineState, OutputItem, Rejected
 from colocate.sim.clock import START_NS, VirtualClock
+from colocate.sim.load import Load, WorkloadLoad
 from colocate.sim.records import RequestRecord, SimResult, summarise
-from colocate.sim.replica import Answers, Replica
+from colocate.sim.replica import Replica
 from colocate.sim.settings import SimSettings, engine_settings
 from colocate.telemetry.event_log import LOG_VERSION, EventLogWriter, LogHeader
-from colocate.types import TokenId
-from colocate.workload.prompts import PromptLayout, lay_out, plain_tokens
-from colocate.workload.rows import Workload, WorkloadRow
+from colocate.workload.prompts import lay_out
+from colocate.workload.rows import Workload
+
+# Which replica takes the request at this index, by how many are in flight at each.
+Choice = Callable[[int, Sequence[int]], int]
 
 
 def simulate(workload: Workload, settings: SimSettings, *, event_log: Path | None = None) -> SimResult:
@@ -29,12 +31,8 @@ def simulate(workload: Workload, settings: SimSettings, *, event_log: Path | Non
 
     Raises ConfigError where the settings cannot be served.
     """
-    run = Run(workload.rows, lay_out(workload.rows), settings, [event_log] if event_log is not None else [])
-    return run.finish(workload.duration_s)
-
-
-# Which replica takes the request of this number; the argument is the number of those in flight at each.
-Choice = Callable[[int, Sequence[int]], int]
+    load = WorkloadLoad(workload.rows, lay_out(workload.rows))
+    return Run(load, settings, logs=[event_log] if event_log is not None else []).result(workload.duration_s)
 
 
 @dataclass(slots=True)
@@ -47,7 +45,6 @@ class _Heard:
     finished_ns: int = 0
     num_cached: int = 0
     num_preemptions: int = 0
-    is_over: bool = False
     is_rejected: bool = False
 
 
@@ -56,8 +53,8 @@ class _Clients:
     """Implements `Clients`: keeps what was heard, and counts what is in flight."""
 
     heard_of: list[_Heard]
+    num_open: int
     in_flight: list[int] = field(default_factory=list)
-    num_open: int = 0
 
     def heard(self, item: OutputItem, now_ns: int) -> None:
         heard, times = self.heard_of[item.request_id - 1], item.times
@@ -70,109 +67,104 @@ class _Clients:
             heard.num_cached, heard.num_preemptions = times.num_cached_tokens, times.preemptions
             self._over(heard)
 
-    def refused(self, message: Rejected, now_ns: int) -> None:
+    def refused(self, message: Rejected) -> None:
         heard = self.heard_of[message.request_id - 1]
         heard.is_rejected = True
         self._over(heard)
 
     def _over(self, heard: _Heard) -> None:
-        heard.is_over = True
         self.in_flight[heard.replica] -= 1
         self.num_open -= 1
 
 
 class Run:
-    """Rows in order of arrival, sent to one or several replicas on one clock."""
+    """One load, sent to one or several replicas on one clock. Used once."""
 
     def __init__(
         self,
-        rows: Sequence[WorkloadRow],
-        layouts: Sequence[PromptLayout],
+        load: Load,
         settings: SimSettings,
-        logs: Sequence[Path],
+        *,
+        logs: Sequence[Path] = (),
         replicas: Sequence[int] = (0,),
         choose: Choice | None = None,
     ) -> None:
-        """`logs`: none, or one path per replica. `replicas` are their numbers, which make their devices differ."""
-        self._rows = rows
-        self._layouts = layouts
+        """`logs`: none, or one path per replica. `replicas` are their numbers, by which their devices differ."""
+        self._load = load
+        self._arrivals_s = load.arrivals_s
         self._settings = settings
         self._choose = choose
         self._clock = VirtualClock()
-        self._clients = _Clients([_Heard() for _ in rows], [0] * len(replicas), len(rows))
+        num_offered = len(self._arrivals_s)
+        self._clients = _Clients([_Heard() for _ in range(num_offered)], num_offered, [0] * len(replicas))
         core = engine_settings(settings)
         self._logs = [_open_log(path, core) for path in logs]
-        answers = Answers(self._token_of)
         self._replicas = [
-            Replica(self._clock, settings, core, number, answers, self._clients, log)
+            Replica(self._clock, settings, core, number, load, self._clients, log)
             for number, log in zip_longest(replicas, self._logs)
         ]
 
-    def finish(self, duration_s: float) -> SimResult:
+    def result(self, duration_s: float) -> SimResult:
         """Run to the end and read the figures."""
-        settings, clock = self._settings, self._clock
+        records, states = self.play(self._arrivals_s[-1])
+        classes, default = self._settings.slo_classes, self._settings.default_slo_class
+        return SimResult(records, states, summarise(records, duration_s, classes, default), self.elapsed_s)
+
+    def play(self, last_arrival_s: float) -> tuple[tuple[RequestRecord, ...], tuple[EngineState, ...]]:
+        """Until every request has ended, or `drain_s` after the last arrival."""
         was_collecting = gc.isenabled()
-        gc.disable()  # nothing here makes cycles, and a run allocates a lot
+        gc.disable()  # a run allocates a lot and makes no cycles
         try:
-            clock.at(self._arrival_ns(0), self._arrive, 0)
-            clock.run(self._arrival_ns(len(self._rows) - 1) + int(settings.drain_s * 1e9))
+            self._clock.at(self._arrival_ns(0), self._arrive, 0)
+            self._clock.run(START_NS + int((last_arrival_s + self._settings.drain_s) * 1e9))
         finally:
             if was_collecting:
                 gc.enable()
             for log in self._logs:
                 log.close()
-        records = tuple(self._record(index) for index in range(len(self._rows)))
-        summary = summarise(records, duration_s, settings.slo_classes, settings.default_slo_class)
-        states = tuple(snapshot(replica.engine, 0) for replica in self._replicas)
-        return SimResult(records, states, summary, (clock.now_ns - START_NS) / 1e9)
+        records = tuple(self._record(index) for index in range(len(self._arrivals_s)))
+        return records, tuple(snapshot(replica.engine, 0) for replica in self._replicas)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Virtual seconds so far."""
+        return (self._clock.now_ns - START_NS) / 1e9
 
     def _arrival_ns(self, index: int) -> int:
-        return START_NS + int(self._rows[index].arrival_s * 1e9)
+        return START_NS + int(self._arrivals_s[index] * 1e9)
 
     def _arrive(self, index: int) -> None:
-        row, clients = self._rows[index], self._clients
+        clients = self._clients
         replica = self._choose(index, clients.in_flight) if self._choose is not None else 0
         clients.heard_of[index].replica = replica
         clients.in_flight[replica] += 1
-        self._replicas[replica].submit(
-            Submit(
-                request_id=index + 1,
-                prompt_token_ids=plain_tokens(self._layouts[index].pieces),
-                params=SamplingParams(max_tokens=row.output_tokens, ignore_eos=True),
-                arrival_ns=self._clock.now_ns,
-                slo_class=row.slo_class,
-            )
-        )
-        if index + 1 < len(self._rows):
+        self._replicas[replica].submit(self._load.submit(index, self._clock.now_ns))
+        if index + 1 < len(self._arrivals_s):
             self._clock.at(self._arrival_ns(index + 1), self._arrive, index + 1)
 
-    def _token_of(self, request_id: int, position: int) -> TokenId:
-        return self._layouts[request_id - 1].answer
-
     def _record(self, index: int) -> RequestRecord:
-        row, heard = self._rows[index], self._clients.heard_of[index]
-        request = self._replicas[heard.replica].engine.books.requests.get(index + 1)  # unfinished
-        num_output_tokens = row.output_tokens if heard.finished_ns else len(request.output_token_ids) if request else 0
-        scheduled_ns = heard.scheduled_ns or (request.scheduled_ns if request else 0)
+        heard = self._clients.heard_of[index]
+        prompt_tokens, max_tokens, slo_class = self._load.lengths(index)
+        request = self._replicas[heard.replica].engine.books.requests.get(index + 1)  # where it has not ended
         return RequestRecord(
             request_id=index + 1,
-            arrival_s=row.arrival_s,
-            prompt_tokens=row.prompt_tokens,
-            max_tokens=row.output_tokens,
-            slo_class=row.slo_class,
+            arrival_s=self._arrivals_s[index],
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            slo_class=slo_class,
             replica=heard.replica,
-            scheduled_s=_seconds(scheduled_ns),
+            scheduled_s=_seconds(request.scheduled_ns if request is not None else heard.scheduled_ns),
             first_token_s=_seconds(heard.first_token_ns),
             finished_s=_seconds(heard.finished_ns),
-            output_tokens=num_output_tokens,
-            cached_tokens=heard.num_cached if heard.finished_ns else max(request.first_cached, 0) if request else 0,
-            preemptions=request.num_preemptions if request else heard.num_preemptions,
+            output_tokens=max_tokens if heard.finished_ns else len(request.output_token_ids) if request else 0,
+            cached_tokens=max(request.first_cached, 0) if request is not None else heard.num_cached,
+            preemptions=request.num_preemptions if request is not None else heard.num_preemptions,
             rejected=heard.is_rejected,
         )
 
 
 def _seconds(time_ns: int) -> float | None:
-    """Since the start of the run; None where it never came."""
+    """After the start of the run; None where it never came."""
     return (time_ns - START_NS) / 1e9 if time_ns else None
 
 
