@@ -10,7 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from colocate.config.serve import HttpSection, ModelConfigSection, ServeConfig, SupervisorSection
+from colocate.config.serve import (
+    HttpSection,
+    ModelConfigSection,
+    SchedulerSection,
+    ServeConfig,
+    SupervisorSection,
+)
+from colocate.config.slo import SloClass, slo_classes
 from colocate.frontend.main import run_frontend
 from colocate.messages.control import ChildReady, EngineAt, ProcessInfo, ProcessTable, Shutdown
 from colocate.messages.spec import ProcessSpec, RuntimeFacts
@@ -63,7 +70,7 @@ class RunningFrontend:
     def replace_engine(self, script: Script | None = None) -> ScriptedEngine:
         """A new engine epoch at a new address, as the supervisor would announce it."""
         self.engine.stop()
-        self.engine = ScriptedEngine(new_address(), script or self.engine.script).start()
+        self.engine = _engine(script or self.engine.script, self.spec.config.scheduler)
         self.control.send(EngineAt(self.spec.epoch + 1, self.engine.address))
         return self.engine
 
@@ -89,9 +96,11 @@ def start_frontend(
     ready: bool = True,
     max_model_len: int = 512,
     start_timeout_s: float = 300.0,
+    scheduler: SchedulerSection | None = None,
 ) -> RunningFrontend:
     listener = socket.create_server(("127.0.0.1", 0))
-    engine = ScriptedEngine(new_address(), script or Script()).start()
+    scheduler = scheduler or SchedulerSection()
+    engine = _engine(script or Script(), scheduler)
     ours, theirs = ControlChannel.pair()
     http = http or HttpSection()
     port = listener.getsockname()[1]
@@ -102,6 +111,7 @@ def start_frontend(
         run_id="test",
         config=ServeConfig(
             model=ModelConfigSection(model=str(model_dir)),
+            scheduler=scheduler,
             http=replace(http, port=port),
             supervisor=SupervisorSection(start_timeout_s=start_timeout_s),
         ),
@@ -119,6 +129,11 @@ def start_frontend(
     if ready:
         ours.send(process_table())
     return frontend
+
+
+def _engine(script: Script, scheduler: SchedulerSection) -> ScriptedEngine:
+    classes: dict[str, SloClass] = {known.name: known for known in slo_classes(scheduler)}
+    return ScriptedEngine(new_address(), script, slo_classes=classes).start()
 
 
 def facts_for(model_dir: Path, max_model_len: int) -> RuntimeFacts:

@@ -17,17 +17,22 @@ from msgspec import msgpack
 from colocate.core.stop import finish_after
 from colocate.messages.client import (
     Abort,
+    ChangeSlo,
+    ControlReply,
     EngineState,
     OutputItem,
     Outputs,
+    PinPlan,
     PlanInfo,
     Rejected,
     RequestTimes,
+    ShadowRecord,
     StateQuery,
     Submit,
     SwitchRecord,
 )
 from colocate.messages.sampling import TokenLogprob
+from colocate.messages.slo import SloClass
 from colocate.transport.vocabulary import FROM_FRONTEND
 from colocate.transport.waiting import Waiter
 from colocate.transport.zmq_channel import ZmqChannel
@@ -37,6 +42,7 @@ from tests.limits import LIMIT_S
 ALPHABET = b"abcdefghijklmnopqrstuvwxyz "
 LOGPROB = -0.5
 NUM_BLOCKS = 100
+PLANS = (PlanInfo("p2d1", 2, 1), PlanInfo("shared", 3, 3))
 
 
 def alphabet_tokens(submit: Submit, position: int) -> TokenId:
@@ -62,6 +68,8 @@ class Script:
     fail_at: int | None = None  # output position at which a request fails
     hold_after: int | None = None  # output position at which requests stop for ever
     answer_state: bool = True
+    answer_control: bool = True
+    num_cached_tokens: int = 0  # of every prompt, at most its length
 
 
 @dataclass
@@ -86,6 +94,9 @@ class ScriptedEngine:
     script: Script = field(default_factory=Script)
     submits: list[Submit] = field(default_factory=list)
     aborted: list[RequestId] = field(default_factory=list)
+    orders: list[PinPlan | ChangeSlo] = field(default_factory=list)
+    pinned: str | None = None
+    slo_classes: dict[str, SloClass] = field(default_factory=dict)
     skip_a_number: threading.Event = field(default_factory=threading.Event)  # lose one message, as a fault would
     _running: dict[RequestId, _Running] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -154,6 +165,20 @@ class ScriptedEngine:
                 self._running.pop(request_id, None)
         elif isinstance(message, StateQuery) and self.script.answer_state:
             channel.send(self._state(message.query_id))
+        elif isinstance(message, PinPlan | ChangeSlo):
+            self.orders.append(message)
+            reply = self._obey(message)
+            if self.script.answer_control:
+                channel.send(reply)
+
+    def _obey(self, message: PinPlan | ChangeSlo) -> ControlReply:
+        if isinstance(message, ChangeSlo):
+            self.slo_classes |= {known.name: known for known in message.classes}
+        elif message.plan is not None and message.plan not in [plan.name for plan in PLANS]:
+            return ControlReply(message.query_id, f"no plan {message.plan!r}", "name one of p2d1, shared")
+        else:
+            self.pinned = message.plan
+        return ControlReply(message.query_id)
 
     def _due_items(self) -> list[OutputItem]:
         now = time.monotonic()
@@ -187,7 +212,8 @@ class ScriptedEngine:
             del self._running[request_id]
         if finish is not None or is_first:
             finished_ns = 0 if finish is None else time.monotonic_ns()
-            times = RequestTimes(row.submit.arrival_ns, row.scheduled_ns, row.first_ns, finished_ns, 0)
+            num_cached = min(script.num_cached_tokens, len(row.submit.prompt_token_ids))
+            times = RequestTimes(row.submit.arrival_ns, row.scheduled_ns, row.first_ns, finished_ns, 0, num_cached)
         return OutputItem(request_id, token_ids, finish, logprobs, prompt_logprobs, times)
 
     @staticmethod
@@ -196,7 +222,7 @@ class ScriptedEngine:
 
     def _state(self, query_id: int) -> EngineState:
         now_ns = time.monotonic_ns()
-        plan = PlanInfo("p2d1", 2, 1)
+        plan = PLANS[0]
         return EngineState(
             query_id=query_id,
             now_ns=now_ns,
@@ -204,12 +230,12 @@ class ScriptedEngine:
             policy="elastic",
             plan=plan,
             plan_seq=3,
-            plans=[plan, PlanInfo("shared", 3, 3)],
+            plans=list(PLANS),
             num_waiting=0,
             num_prefill_running=0,
             num_decode_running=len(self._running),
             blocks_total=NUM_BLOCKS,
-            blocks_free=NUM_BLOCKS - len(self._running),
+            blocks_free=NUM_BLOCKS - len(self._running) - (20 if self.script.num_cached_tokens else 0),
             blocks_draining=0,
             block_size=16,
             switch_count=2,
@@ -220,4 +246,17 @@ class ScriptedEngine:
             num_preemptions=1,
             num_ignored_commands=0,
             workers_ready={"prefill": True, "decode": True},
+            blocks_cached=20 if self.script.num_cached_tokens else 0,
+            prefix_queries_total=400,
+            prefix_hits_total=300,
+            discipline="edf",
+            candidates=["p2d1"],
+            best_static="p2d1",
+            pinned=self.pinned,
+            slo_classes=list(self.slo_classes.values()),
+            shadow=ShadowRecord("slo", "shared", 0.75, 4),
+            guards={"dwell": 3, "hysteresis": 0},
+            prediction_error={"prefill": 0.05, "decode": 0.1},
+            latency_source="scripted",
+            set_aside_count=2,
         )

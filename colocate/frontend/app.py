@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-import orjson
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
@@ -19,8 +18,9 @@ import colocate
 from colocate.config.serve import ServeConfig
 from colocate.errors import RequestError
 from colocate.frontend.body import read_body
+from colocate.frontend.control import ControlCalls
 from colocate.frontend.engine_client import EngineClient
-from colocate.frontend.errors import error_response
+from colocate.frontend.errors import error_response, json_response
 from colocate.frontend.gate import Gate
 from colocate.frontend.generate_calls import GenerateCalls
 from colocate.frontend.openapi import MODEL_ID_PARAMETER, Served, describe_api, documented
@@ -29,6 +29,8 @@ from colocate.frontend.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    PlanPin,
+    SloChange,
     TokenizeRequest,
 )
 from colocate.frontend.state_view import server_info, state_view
@@ -39,10 +41,6 @@ from colocate.messages.spec import RuntimeFacts
 STATE_TIMEOUT_S = 0.5
 
 
-def json_response(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status_code=status, media_type="application/json")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
     """Every handler but the two that generate."""
@@ -50,6 +48,7 @@ class Api:
     config: ServeConfig
     facts: RuntimeFacts
     calls: GenerateCalls
+    control: ControlCalls
     reader: PromptReader
     client: EngineClient
     status: DaemonStatus
@@ -102,11 +101,12 @@ class Api:
                 type="service_unavailable_error",
                 retry_after_s=1.0,
             )
-        return json_response(state_view(state, time.monotonic() - self.client.state_at_s, self.status, self.facts))
+        age_s = time.monotonic() - self.client.state_at_s
+        return json_response(state_view(state, age_s, self.status, self.facts, self.calls.slo))
 
     async def server_info(self, request: Request) -> Response:
         state = await self.client.query_state(STATE_TIMEOUT_S) or self.client.state
-        return json_response(server_info(self.status, self.facts, self.config, state))
+        return json_response(server_info(self.status, self.facts, self.config, state, self.calls.slo))
 
     async def _body(self, request: Request) -> bytes:
         return await read_body(request, self.config.http.max_body_bytes)
@@ -153,6 +153,7 @@ def build_app(api: Api) -> FastAPI:
         ("/metrics", api.metrics, "Prometheus metrics"),
         ("/state", api.state, "Plan, queue, KV pool, workers, switches"),
         ("/server_info", api.server_info, "Start-up phases, versions, settings"),
+        ("/control/plans", api.control.plans, "Plans, which is in force, and why"),
         ("/v1/models", api.models, "Models served"),
         ("/v1/models/{model_id:path}", api.model, "One model"),
     ]
@@ -164,17 +165,24 @@ def build_app(api: Api) -> FastAPI:
         ("/v1/chat/completions", calls.chat_completions, ChatCompletionRequest, "Answer a chat"),
         ("/tokenize", api.tokenize, TokenizeRequest, "Text or a chat as token ids"),
         ("/detokenize", api.detokenize, DetokenizeRequest, "Token ids as text"),
+        ("/control/plan", api.control.plan, PlanPin, "Pin a plan, or release it"),
+        ("/control/slo", api.control.change_slo, SloChange, "Change targets of SLO classes"),
     ]
     for path, handler, model, summary in post:
         extra = documented(model)
         app.add_api_route(
             path, handler, methods=["POST"], summary=summary, response_class=Response, openapi_extra=extra
         )
-    served = Served(calls.model_names, api.facts.max_model_len, keyed=bool(api.config.http.api_key))
+    served = Served(
+        calls.model_names,
+        api.facts.max_model_len,
+        tuple(known.name for known in calls.slo.classes),
+        keyed=bool(api.config.http.api_key),
+    )
     describe_api(app, [entry[2] for entry in post], served)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Gate, api_keys=api.config.http.api_key)
+    app.add_middleware(Gate, api_keys=api.config.http.api_key, admin_keys=api.config.http.admin_key)
     return app
 
 

@@ -53,9 +53,11 @@ class Delivery:
 
     def usage(self) -> Usage:
         choices = self.generation.choices
+        firsts = [choice for choice in choices if choice.submit.params.choice == 0]  # a prompt counts once
         return Usage(
-            sum(len(choice.submit.prompt_token_ids) for choice in choices if choice.submit.params.choice == 0),
+            sum(len(choice.submit.prompt_token_ids) for choice in firsts),
             sum(choice.num_output_tokens for choice in choices),
+            sum(choice.num_cached_tokens for choice in firsts),
         )
 
     async def whole(self) -> Response:

@@ -16,7 +16,18 @@ from msgspec import Struct, structs
 
 from colocate.errors import ChannelClosed, Overloaded, RequestError
 from colocate.frontend.generation import Choice, Generation
-from colocate.messages.client import Abort, EngineState, OutputItem, Outputs, Rejected, StateQuery
+from colocate.frontend.slo import SloTable
+from colocate.messages.client import (
+    Abort,
+    ChangeSlo,
+    ControlReply,
+    EngineState,
+    OutputItem,
+    Outputs,
+    PinPlan,
+    Rejected,
+    StateQuery,
+)
 from colocate.transport.channel import Channel
 from colocate.types import FinishReason, RequestId
 
@@ -37,8 +48,10 @@ class EngineClient:
         incarnation: int,
         max_in_flight: int,
         lost_limit_s: float,
+        slo: SloTable,
     ) -> None:
-        """`on_broken` is told the cause when messages of the engine are missing: it must be replaced."""
+        """`on_broken` is told the cause when messages of the engine are missing: it must be replaced. `slo` is kept at
+        the targets that the engine says."""
         self._open_channel = open_channel
         self._on_broken = on_broken
         self._channel: Channel | None = None
@@ -48,8 +61,9 @@ class EngineClient:
         self._max_in_flight = max_in_flight
         self._outbox: deque[Struct] = deque()
         self._retry: asyncio.TimerHandle | None = None
-        self._state_waiters: dict[int, asyncio.Future[EngineState]] = {}
+        self._waiters: dict[int, asyncio.Future[EngineState | ControlReply]] = {}
         self._lost_limit_s = lost_limit_s
+        self._slo = slo
         self._lost_timer: asyncio.TimerHandle | None = None
         self._idle_callback: Callable[[], None] | None = None
         self.state: EngineState | None = None
@@ -144,22 +158,40 @@ class EngineClient:
             if timer is not None:
                 timer.cancel()
 
-    # state
+    # questions and orders
+
+    def new_query(self) -> int:
+        return next(self._queries)
+
+    def ask_state(self) -> None:
+        """A snapshot comes when it comes: nobody waits."""
+        self._send(StateQuery(self.new_query()))
+        self._drain()
 
     async def query_state(self, timeout_s: float) -> EngineState | None:
         """A fresh snapshot, else None; the last one stays in `state`."""
-        query_id = next(self._queries)
-        future: asyncio.Future[EngineState] = asyncio.get_running_loop().create_future()
-        self._state_waiters[query_id] = future
+        answer = await self._ask(StateQuery(self.new_query()), timeout_s)
+        return answer if isinstance(answer, EngineState) else None
+
+    async def order(self, order: PinPlan | ChangeSlo, timeout_s: float) -> ControlReply | None:
+        """None where the engine did not answer: it may have obeyed all the same."""
+        answer = await self._ask(order, timeout_s)
+        return answer if isinstance(answer, ControlReply) else None
+
+    async def _ask(
+        self, question: StateQuery | PinPlan | ChangeSlo, timeout_s: float
+    ) -> EngineState | ControlReply | None:
+        future: asyncio.Future[EngineState | ControlReply] = asyncio.get_running_loop().create_future()
+        self._waiters[question.query_id] = future
         try:
-            if self._channel is None or self._outbox or not self._try_send(StateQuery(query_id)):
+            if self._channel is None or self._outbox or not self._try_send(question):
                 return None
             self._drain()
             return await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
             return None
         finally:
-            self._state_waiters.pop(query_id, None)
+            self._waiters.pop(question.query_id, None)
 
     # the channel
 
@@ -215,6 +247,8 @@ class EngineClient:
                 self._take_rejection(message)
             elif isinstance(message, EngineState):
                 self._take_state(message)
+            elif isinstance(message, ControlReply):
+                self._take_answer(message)
 
     def _take_outputs(self, items: list[OutputItem]) -> None:
         now_ns = time.monotonic_ns()
@@ -238,6 +272,8 @@ class EngineClient:
         if choice is None:
             return
         choice.generation.measures.rejected[message.status] += 1
+        if message.status != 400:  # what can never be served broke no promise
+            choice.miss()
         error: RequestError
         if message.status in (429, 503):
             error = Overloaded(message.reason, retry_after_s=message.retry_after_s, status=message.status)
@@ -249,6 +285,10 @@ class EngineClient:
     def _take_state(self, state: EngineState) -> None:
         self.state = state
         self.state_at_s = time.monotonic()
-        waiter = self._state_waiters.get(state.query_id)
+        self._slo.adopt(state.slo_classes)
+        self._take_answer(state)
+
+    def _take_answer(self, answer: EngineState | ControlReply) -> None:
+        waiter = self._waiters.get(answer.query_id)
         if waiter is not None and not waiter.done():
-            waiter.set_result(state)
+            waiter.set_result(answer)

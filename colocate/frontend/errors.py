@@ -1,4 +1,4 @@
-"""Errors as HTTP answers in OpenAI's shape."""
+"""JSON answers, and errors in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import orjson
 from starlette.responses import Response
 
 from colocate.errors import RequestError
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status_code=status, media_type="application/json")
 
 
 def error_body(error: RequestError) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The outermost layer of the application: request ids, the API key, and errors no one else has answered."""
+"""The outermost layer of the application: request ids, API and admin keys, and errors no one else has answered."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from colocate.frontend.errors import error_response
 REQUEST_ID_KEY = "colocate.request_id"  # in the ASGI scope
 OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/version", "/openapi.json"})
 
+CONTROL_PATH = "/control"
+
 _SAFE_ID = re.compile(rb"^[\x21-\x7e]{1,128}$")
 _log = structlog.get_logger("colocate.frontend")
 
 
 class Gate:
-    """`x-request-id` is taken from the client where it is printable, else drawn; every answer echoes it."""
+    """`x-request-id` is taken from the client where it is printable, else drawn; every answer echoes it.
 
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+    Admin keys open the control calls and nothing else; API keys everything else.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...], admin_keys: tuple[str, ...]) -> None:
         self._app = app
-        self._keys = [key.encode() for key in api_keys]
+        self._api_keys = [key.encode() for key in api_keys]
+        self._admin_keys = [key.encode() for key in admin_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,11 +50,9 @@ class Gate:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
             await send(message)
 
-        if self._keys and scope["path"] not in OPEN_PATHS and not self._authorized(headers.get(b"authorization", b"")):
-            error = RequestError(
-                "a valid API key is required: Authorization: Bearer KEY", status=401, code="invalid_api_key"
-            )
-            await error_response(error)(scope, receive, send_with_id)
+        refusal = self._refusal(scope["path"], headers.get(b"authorization", b""))
+        if refusal is not None:
+            await error_response(refusal)(scope, receive, send_with_id)
             return
         try:
             await self._app(scope, receive, send_with_id)
@@ -59,9 +63,23 @@ class Gate:
             error = RequestError("internal error; the server's log has the details", status=500, type="server_error")
             await error_response(error)(scope, receive, send_with_id)
 
-    def _authorized(self, header: bytes) -> bool:
-        scheme, _, key = header.partition(b" ")
-        key = key.strip()
-        # every key is compared, in constant time each: how long it takes tells nothing
-        matches = [hmac.compare_digest(key, known) for known in self._keys]
-        return scheme.lower() == b"bearer" and any(matches)
+    def _refusal(self, path: str, header: bytes) -> RequestError | None:
+        if path == CONTROL_PATH or path.startswith(CONTROL_PATH + "/"):
+            if not self._admin_keys:
+                message = "the control calls are off: start the server with --admin-key KEY"
+                return RequestError(message, status=403, type="permission_error", code="control_is_off")
+            if not _opens(self._admin_keys, header):
+                message = "a valid admin key is required: Authorization: Bearer KEY"
+                return RequestError(message, status=401, code="invalid_admin_key")
+        elif self._api_keys and path not in OPEN_PATHS and not _opens(self._api_keys, header):
+            message = "a valid API key is required: Authorization: Bearer KEY"
+            return RequestError(message, status=401, code="invalid_api_key")
+        return None
+
+
+def _opens(keys: list[bytes], header: bytes) -> bool:
+    scheme, _, key = header.partition(b" ")
+    key = key.strip()
+    # every key is compared, in constant time each: how long it takes tells nothing
+    matches = [hmac.compare_digest(key, known) for known in keys]
+    return scheme.lower() == b"bearer" and any(matches)

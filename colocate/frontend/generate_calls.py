@@ -28,6 +28,7 @@ from colocate.frontend.parameters import (
 from colocate.frontend.prompts import Prompt, PromptReader
 from colocate.frontend.request_log import log_refused
 from colocate.frontend.schemas import ChatCompletionRequest, CompletionRequest
+from colocate.frontend.slo import RequestSlo, SloTable, all_missed
 from colocate.frontend.status import DaemonStatus
 from colocate.frontend.text_workers import TextWorkers
 from colocate.messages.client import Submit
@@ -55,6 +56,7 @@ class GenerateCalls:
     model_names: tuple[str, ...]
     max_model_len: int
     max_queue: int
+    slo: SloTable
 
     async def completions(self, request: Request) -> Response:
         return await self._logged(request, self._completions)
@@ -65,6 +67,7 @@ class GenerateCalls:
     async def _logged(self, request: Request, call: _Call) -> Response:
         """A request refused before it was submitted leaves its line too."""
         arrival_ns = time.monotonic_ns()
+        delivery: Delivery | None = None
         try:
             self.status.check_admission()
             body = await read_body(request, self.http.max_body_bytes)
@@ -73,9 +76,18 @@ class GenerateCalls:
         except RequestError as error:
             if error.status in (429, 503):  # those that the engine refuses are counted where its answer arrives
                 self.measures.rejected[error.status] += 1
+                self._count_missed(request, delivery)
             log_refused(request.scope[REQUEST_ID_KEY], request.url.path, error)
             raise
         return await (delivery.stream() if stream else delivery.whole())
+
+    def _count_missed(self, request: Request, delivery: Delivery | None) -> None:
+        if delivery is not None:
+            for choice in delivery.generation.choices:
+                choice.miss()
+        else:  # how many choices, and a class in the body, are not known yet
+            slo = self.slo.of_refused(request.headers)
+            self.measures.slo.add(slo.name, all_missed(slo))
 
     async def _completions(self, request: Request, body: bytes, arrival_ns: int) -> tuple[Delivery, bool]:
         parsed = await self.reader.parse(body, CompletionRequest)
@@ -120,7 +132,8 @@ class GenerateCalls:
         asked_param: str,
         arrival_ns: int,
     ) -> Delivery:
-        generation = self._generation(parsed, prompts, asked, asked_param, arrival_ns)
+        slo = self.slo.of_request(request.headers, parsed.slo_class)
+        generation = self._generation(parsed, prompts, asked, asked_param, arrival_ns, slo)
         request_id = parsed.request_id or request.scope[REQUEST_ID_KEY]
         include_usage = parsed.stream_options is not None and parsed.stream_options.include_usage
         chat = isinstance(parsed, ChatCompletionRequest)
@@ -155,6 +168,7 @@ class GenerateCalls:
         asked: int | None,
         asked_param: str,
         arrival_ns: int,
+        slo: RequestSlo,
     ) -> Generation:
         generation = Generation(self.measures, self.http.stream_buffer_bytes, wake_per_token=bool(parsed.stream))
         echo = isinstance(parsed, CompletionRequest) and bool(parsed.echo)
@@ -176,9 +190,13 @@ class GenerateCalls:
                     params=structs.replace(params, choice=index),
                     arrival_ns=arrival_ns,
                     priority=parsed.priority,
+                    slo_class=slo.name,
+                    ttft_s=slo.ttft_s,
+                    tpot_s=slo.tpot_s,
+                    cache_salt=parsed.cache_salt or "",
                 )
                 detokenizer = self.reader.tokenizer.detokenizer(parsed.skip_special_tokens)
-                choice = Choice(generation, len(generation.choices), submit, detokenizer, options)
+                choice = Choice(generation, len(generation.choices), submit, detokenizer, options, slo.slo)
                 choice.echo(echoed)
                 generation.add(choice)
         return generation

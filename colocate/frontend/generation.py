@@ -15,9 +15,11 @@ from msgspec import structs
 from colocate.errors import RequestError
 from colocate.frontend.detokenizer import Detokenizer
 from colocate.frontend.measures import RequestMeasures
+from colocate.frontend.slo import Verdict, all_missed, judge
 from colocate.frontend.stop_strings import StopMatcher
 from colocate.messages.client import OutputItem, RequestTimes, Submit
 from colocate.messages.sampling import TokenLogprob
+from colocate.messages.slo import NO_SLO, SloClass
 from colocate.types import FinishReason, RequestId, TokenId
 
 
@@ -66,19 +68,30 @@ class Choice:
         "num_output_tokens",
         "output_token_ids",
         "queued",
+        "slo",
         "submit",
         "times",
+        "verdict",
     )
 
     def __init__(
-        self, generation: Generation, index: int, submit: Submit, detokenizer: Detokenizer, options: TextOptions
+        self,
+        generation: Generation,
+        index: int,
+        submit: Submit,
+        detokenizer: Detokenizer,
+        options: TextOptions,
+        slo: SloClass = NO_SLO,
     ) -> None:
+        """`slo` is what this request is promised, its own targets included."""
         self.generation = generation
         self.submit = submit
         self.output_token_ids: list[TokenId] = []  # all received, for a resubmission
         self.num_output_tokens = 0
         self.finish: FinishReason | None = None
         self.times: RequestTimes | None = None
+        self.slo = slo
+        self.verdict: Verdict | None = None  # once it is over; None for good where the client gave up
         self.queued = False  # in the generation's list of choices with news
         self._detokenizer = detokenizer
         self._options = options
@@ -122,8 +135,13 @@ class Choice:
     def _take_times(self, times: RequestTimes) -> None:
         """They come with the first tokens, without the end, and again with the end."""
         known = self.times
-        if known is not None:  # the engine of a later epoch knows only when itself began
-            times = structs.replace(times, scheduled_ns=known.scheduled_ns, first_token_ns=known.first_token_ns)
+        if known is not None:  # the engine of a later epoch knows only when itself began, and what it found itself
+            times = structs.replace(
+                times,
+                scheduled_ns=known.scheduled_ns,
+                first_token_ns=known.first_token_ns,
+                num_cached_tokens=known.num_cached_tokens,
+            )
         self.times = times
 
     def _add_tokens(self, item: OutputItem) -> bool:
@@ -193,6 +211,33 @@ class Choice:
             num_output_tokens=len(self.output_token_ids),
             times=self.times,
         )
+        self._judge(now_ns)
+
+    def _judge(self, now_ns: int) -> None:
+        if self.finish not in (FinishReason.STOP, FinishReason.LENGTH):
+            if not self.generation.client_gone:
+                self.miss()
+            return
+        self.verdict = judge(
+            self.slo,
+            arrival_ns=self.submit.arrival_ns,
+            first_ns=self._first_ns or now_ns,
+            last_ns=self._last_ns or now_ns,
+            num_prompt_tokens=len(self.submit.prompt_token_ids),
+            num_output_tokens=len(self.output_token_ids),
+        )
+        self.generation.measures.slo.add(self.slo.name, self.verdict)
+
+    def miss(self) -> None:
+        """Refused or failed by the server: every promise counts as broken."""
+        if self.verdict is None:
+            self.verdict = all_missed(self.slo)
+            self.generation.measures.slo.add(self.slo.name, self.verdict)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens whose KV was there already."""
+        return 0 if self.times is None else self.times.num_cached_tokens
 
     def cut(self, reason: FinishReason, now_ns: int) -> None:
         """The request ends without the engine: the client is gone, or the engine is."""

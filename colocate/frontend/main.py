@@ -17,8 +17,10 @@ import structlog
 import uvicorn
 import uvloop
 
+from colocate.config.slo import slo_classes
 from colocate.errors import ChannelClosed, RequestError
 from colocate.frontend.app import Api, build_app
+from colocate.frontend.control import ControlCalls
 from colocate.frontend.engine_client import EngineClient
 from colocate.frontend.generate_calls import GenerateCalls
 from colocate.frontend.http_protocol import http_protocol
@@ -26,6 +28,7 @@ from colocate.frontend.logs import configure_logs
 from colocate.frontend.measures import RequestMeasures
 from colocate.frontend.metrics import ColocateCollector, build_registry
 from colocate.frontend.prompts import PromptReader
+from colocate.frontend.slo import SloTable
 from colocate.frontend.status import DaemonStatus
 from colocate.frontend.text_workers import TextWorkers
 from colocate.frontend.tokenizer import load_tokenizer
@@ -109,6 +112,7 @@ class Frontend:
         self._board = board
         self._status = DaemonStatus()
         measures = RequestMeasures()
+        slo = SloTable(slo_classes(config.scheduler), config.scheduler.default_slo_class)
         # The engine bounds its own queue; this bounds what waits here while there is no engine.
         max_in_flight = 512 + 2 * (config.scheduler.max_queue + config.scheduler.max_num_seqs)
         self._client = EngineClient(
@@ -117,6 +121,7 @@ class Frontend:
             spec.incarnation,
             max_in_flight,
             config.supervisor.start_timeout_s,
+            slo,
         )
         calls = GenerateCalls(
             reader=reader,
@@ -128,15 +133,17 @@ class Frontend:
             model_names=config.model.served_model_name or (facts.model_name,),
             max_model_len=facts.max_model_len,
             max_queue=config.scheduler.max_queue,
+            slo=slo,
         )
-        registry = build_registry([ColocateCollector(measures, self._client, self._status, facts)])
+        registry = build_registry([ColocateCollector(measures, self._client, self._status, facts, slo)])
         if "vllm" in config.http.metrics_compat:
-            registry.register(VllmCollector(measures, self._client, facts))
+            registry.register(VllmCollector(measures, self._client, facts, config.scheduler.prefix_caching))
         self._app = build_app(
             Api(
                 config=config,
                 facts=facts,
                 calls=calls,
+                control=ControlCalls(client=self._client, slo=slo),
                 reader=reader,
                 client=self._client,
                 status=self._status,
@@ -165,7 +172,7 @@ class Frontend:
         listener = socket.socket(fileno=self._spec.listen_fd)
         listener.setblocking(False)
         if self._spec.engine_address:
-            self._client.connect(self._spec.engine_address)
+            self._connect(self._spec.engine_address)
         loop.add_reader(self._control.fileno(), self._read_control)
         self._beat()
         serving = loop.create_task(self._server.serve(sockets=[listener]))
@@ -174,6 +181,11 @@ class Frontend:
         finally:
             loop.remove_reader(self._control.fileno())
             self._client.close()
+
+    def _connect(self, address: str) -> None:
+        """An operator's changes live in the engine: what it knows now may differ from the settings."""
+        self._client.connect(address)
+        self._client.ask_state()
 
     def _beat(self) -> None:
         """Alive means that the event loop turns: the supervisor replaces a frontend that falls silent."""
@@ -196,7 +208,7 @@ class Frontend:
             case ProcessTable():
                 self._follow(message)
             case EngineAt(address=address):
-                self._client.connect(address)
+                self._connect(address)
             case Drain(deadline_s=deadline_s):
                 self._drain(deadline_s)
             case Shutdown():

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from colocate.frontend.histogram import FIRST_TOKEN_S, NUM_TOKENS, REQUEST_S, TOKEN_GAP_S, Histogram
+from colocate.frontend.slo import SloCounts
 from colocate.messages.client import RequestTimes
 from colocate.types import FinishReason
 
@@ -29,6 +30,7 @@ class RequestMeasures:
     num_output_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     rejected: Counter[int] = field(default_factory=Counter)  # by HTTP status
+    slo: SloCounts = field(default_factory=SloCounts)
 
     def first_token(self, arrival_ns: int, now_ns: int, num_prompt_tokens: int) -> None:
         self.ttft_s.observe((now_ns - arrival_ns) * NS)

@@ -15,8 +15,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 import colocate
+from colocate.config.slo import SloClass
 from colocate.frontend.engine_client import EngineClient
 from colocate.frontend.measures import RequestMeasures
+from colocate.frontend.slo import GOOD, MEASURES, MISSED, SloTable
 from colocate.frontend.state_view import percentile
 from colocate.frontend.status import DaemonStatus
 from colocate.messages.client import EngineState
@@ -42,11 +44,17 @@ class ColocateCollector(Collector):
     """Every metric under its own name. Collected on the event loop's thread, where its sources live."""
 
     def __init__(
-        self, measures: RequestMeasures, client: EngineClient, status: DaemonStatus, facts: RuntimeFacts
+        self,
+        measures: RequestMeasures,
+        client: EngineClient,
+        status: DaemonStatus,
+        facts: RuntimeFacts,
+        slo: SloTable,
     ) -> None:
         self._measures = measures
         self._client = client
         self._status = status
+        self._slo = slo
         self._label = {"model_name": facts.model_name}
 
     def describe(self) -> list[Metric]:
@@ -54,10 +62,13 @@ class ColocateCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._requests()
+        yield from self._promises()
         yield from self._processes()
         if (state := self._client.state) is not None:
             yield from self._engine(state)
+            yield from self._prefix_cache(state)
             yield from self._switches(state)
+            yield from self._controller(state)
 
     def _requests(self) -> Iterator[Metric]:
         measures, label = self._measures, self._label
@@ -83,6 +94,32 @@ class ColocateCollector(Collector):
             "Requests not admitted, by HTTP status.",
             [({**label, "status": str(status)}, measures.rejected[status]) for status in (400, 429, 503)],
         )
+
+    def _promises(self) -> Iterator[Metric]:
+        counts = dict(self._measures.slo.counts)
+        for known in self._slo.classes:  # from zero on, so that a first miss shows as an increase
+            for measure, kept in zip(MEASURES, _promised(known), strict=True):
+                for outcome in (GOOD, MISSED) if kept else ():
+                    counts.setdefault((measure, known.name, outcome), 0)
+        yield counter(
+            "colocate_slo_requests",
+            "Requests (choices) with a target, by class and outcome; refused and failed ones are missed.",
+            [
+                ({**self._label, "slo": measure, "class": name, "outcome": outcome}, count)
+                for (measure, name, outcome), count in sorted(counts.items())
+            ],
+        )
+        targets = [
+            ({**self._label, "slo": measure, "class": known.name}, target_s)
+            for known in self._slo.classes
+            for measure, target_s in (
+                ("ttft", known.ttft_s),
+                ("tpot", known.tpot_s),
+                ("ttft_per_token", known.ttft_per_token_s),
+            )
+            if target_s is not None
+        ]
+        yield gauge("colocate_slo_target_seconds", "Targets of each class now.", targets)
 
     def _processes(self) -> Iterator[Metric]:
         processes = self._status.processes
@@ -110,7 +147,51 @@ class ColocateCollector(Collector):
         )
         yield gauge("colocate_num_requests_waiting", "Requests in the queue.", [(label, state.num_waiting)])
         yield gauge("colocate_kv_cache_usage_ratio", "Share of KV blocks in use.", [(label, kv_usage(state))])
+        blocks = {"free": state.blocks_free, "cached": state.blocks_cached, "draining": state.blocks_draining}
+        blocks["used"] = state.blocks_total - sum(blocks.values())
+        yield gauge(
+            "colocate_kv_blocks",
+            "KV blocks; cached ones hold a prefix that no request uses, and are given up when needed.",
+            [({**label, "state": name}, count) for name, count in blocks.items()],
+        )
         yield counter("colocate_preemptions", "Requests preempted.", [(label, state.num_preemptions)])
+
+    def _prefix_cache(self, state: EngineState) -> Iterator[Metric]:
+        label = self._label
+        queries, hits = state.prefix_queries_total, state.prefix_hits_total
+        yield counter(
+            "colocate_prefix_cache_queries", "Prompt tokens looked up in the prefix tree.", [(label, queries)]
+        )
+        yield counter("colocate_prefix_cache_hits", "Prompt tokens found there.", [(label, hits)])
+
+    def _controller(self, state: EngineState) -> Iterator[Metric]:
+        plan = state.plan
+        yield gauge(
+            "colocate_plan_units",
+            "Units of each phase under the plan in force.",
+            [({"phase": "prefill"}, plan.prefill_units), ({"phase": "decode"}, plan.decode_units)],
+        )
+        in_force = [({"plan": known.name}, float(known.name == plan.name)) for known in state.plans]
+        yield gauge("colocate_plan_in_force", "1 for the plan in force.", in_force)
+        yield gauge(
+            "colocate_plan_pinned", "1 while an operator pins the plan.", [({}, float(state.pinned is not None))]
+        )
+        yield counter(
+            "colocate_guard_interventions",
+            "How often each guard changed what the policy wanted.",
+            [({"guard": guard}, count) for guard, count in sorted(state.guards.items())],
+        )
+        yield gauge(
+            "colocate_prediction_error_ratio",
+            "Recent mean of |measured - predicted| / predicted.",
+            [({"phase": phase}, error) for phase, error in sorted(state.prediction_error.items())],
+        )
+        yield counter("colocate_set_aside", "Prefills put aside for an urgent prompt.", [({}, state.set_aside_count)])
+        if (shadow := state.shadow) is not None:
+            label = {"policy": shadow.policy}
+            help_text = "Share of phase-active time in which the shadow policy wanted the plan that was asked for."
+            yield gauge("colocate_shadow_agreement_ratio", help_text, [(label, shadow.agreement)])
+            yield counter("colocate_shadow_switches", "What it would have switched.", [(label, shadow.switch_count)])
 
     def _switches(self, state: EngineState) -> Iterator[Metric]:
         yield counter(
@@ -136,8 +217,17 @@ class ColocateCollector(Collector):
         )
 
 
+def _promised(known: SloClass) -> tuple[bool, bool, bool]:
+    """Whether a class has a target for each of MEASURES."""
+    ttft, tpot = known.ttft_target_s(0) is not None, known.tpot_s is not None
+    return ttft, tpot, ttft or tpot
+
+
 def kv_usage(state: EngineState) -> float:
-    return 1 - state.blocks_free / state.blocks_total if state.blocks_total else 0.0
+    """A block that only the prefix tree holds is as good as free."""
+    if not state.blocks_total:
+        return 0.0
+    return 1 - (state.blocks_free + state.blocks_cached) / state.blocks_total
 
 
 def build_registry(collectors: list[Collector]) -> CollectorRegistry:

@@ -10,6 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from colocate.frontend.slo import CLASS_HEADER, MAX_TARGET_MS, MIN_TARGET_MS, TPOT_HEADER, TTFT_HEADER
+
 _REF = "#/components/schemas/{model}"
 _ERROR_REF = {"$ref": "#/components/schemas/Error"}
 
@@ -33,6 +35,7 @@ ERROR_SCHEMA = {
 _ERRORS = {
     "400": "A parameter is wrong; `param` names it",
     "401": "No valid API key",
+    "403": "The control calls are off",
     "404": "No such model or path",
     "405": "Method not allowed",
     "408": "The request did not arrive in time",
@@ -49,12 +52,14 @@ _SUCCESS_TYPES = {
     "/v1/completions": ["application/json", "text/event-stream"],
     "/v1/chat/completions": ["application/json", "text/event-stream"],
 }
+_GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     model_names: tuple[str, ...]
     max_model_len: int
+    slo_classes: tuple[str, ...]
     keyed: bool
 
 
@@ -86,15 +91,42 @@ def _document(app: FastAPI, models: list[type[BaseModel]], served: Served) -> di
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
     schemas["Error"] = ERROR_SCHEMA
-    for model in models:
+    for model in (model for model in models if "model" in model.model_fields):
         _say_what_is_served(schemas[model.__name__], served)
+    _name_classes(schemas["SloTargets"]["properties"]["name"], served)
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"] = _responses(path)
+            if path in _GENERATION_PATHS:
+                operation.setdefault("parameters", []).extend(_slo_headers(served))
+            if path.startswith("/control/"):
+                operation["security"] = [{"admin": []}]
+    schemes = {"admin": {"type": "http", "scheme": "bearer", "description": "A key given as --admin-key."}}
     if served.keyed:
-        document["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        schemes["bearer"] = {"type": "http", "scheme": "bearer", "description": "A key given as --api-key."}
         document["security"] = [{"bearer": []}]
+    document["components"]["securitySchemes"] = schemes
     return document
+
+
+def _slo_headers(served: Served) -> list[dict[str, Any]]:
+    target = {"type": "number", "minimum": MIN_TARGET_MS, "maximum": MAX_TARGET_MS}
+    headers: list[tuple[str, dict[str, Any], str]] = [
+        (TTFT_HEADER, target, "This request's own target for the first token."),
+        (TPOT_HEADER, target, "This request's own target for the mean time per further token."),
+    ]
+    if served.slo_classes:
+        schema = {"type": "string", "enum": list(served.slo_classes)}
+        headers.append((CLASS_HEADER, schema, "The request's SLO class."))
+    return [
+        {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
+        for name, schema, text in headers
+    ]
+
+
+def _name_classes(schema: dict[str, Any], served: Served) -> None:
+    if served.slo_classes:
+        schema["enum"] = list(served.slo_classes)
 
 
 def _say_what_is_served(schema: dict[str, Any], served: Served) -> None:
@@ -102,6 +134,9 @@ def _say_what_is_served(schema: dict[str, Any], served: Served) -> None:
     properties = schema["properties"]
     names: dict[str, Any] = {"type": "string", "enum": list(served.model_names)}
     properties["model"] = names if "model" in schema.get("required", ()) else {"anyOf": [names, {"type": "null"}]}
+    if "slo_class" in properties:
+        classes = {"type": "string", "enum": list(served.slo_classes)}
+        properties["slo_class"]["anyOf"] = [*([classes] if served.slo_classes else []), {"type": "null"}]
     for field in ("max_tokens", "max_completion_tokens", "min_tokens"):
         if field in properties:
             properties[field]["anyOf"][0]["maximum"] = served.max_model_len

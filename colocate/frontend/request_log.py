@@ -6,12 +6,19 @@ import structlog
 
 from colocate.errors import RequestError
 from colocate.frontend.generation import Generation
+from colocate.frontend.slo import GOOD, MISSED
 
 _log = structlog.get_logger("colocate.request")
 
 
 def _ms(later_ns: int, earlier_ns: int) -> float | None:
     return round((later_ns - earlier_ns) / 1e6, 3) if later_ns and earlier_ns else None
+
+
+def _verdict(kept: list[bool | None]) -> str | None:
+    """Of all choices; None where nothing was promised, or the client gave up."""
+    judged = [each for each in kept if each is not None]
+    return (GOOD if all(judged) else MISSED) if judged else None
 
 
 def log_refused(request_id: str, path: str, error: RequestError) -> None:
@@ -31,20 +38,24 @@ def log_finished(request_id: str, model: str, generation: Generation, status: in
         for choice in choices
         if choice.num_output_tokens > 1
     ]
+    firsts = [choice for choice in choices if choice.submit.params.choice == 0]
+    verdicts = [choice.verdict for choice in choices if choice.verdict is not None]
     _log.info(
         "request",
         request_id=request_id,
         model=model,
         status=status,
         finish_reason=",".join("-" if choice.finish is None else choice.finish.value for choice in choices),
-        prompt_tokens=sum(
-            len(choice.submit.prompt_token_ids) for choice in choices if choice.submit.params.choice == 0
-        ),
+        prompt_tokens=sum(len(choice.submit.prompt_token_ids) for choice in firsts),
+        cached_tokens=sum(choice.num_cached_tokens for choice in firsts),
         output_tokens=num_output,
         queue_ms=_ms(scheduled_ns, arrival_ns),
         ttft_ms=_ms(first_ns, arrival_ns),
         tpot_ms=round(sum(gaps) / len(gaps), 3) if gaps else None,
         e2e_ms=_ms(now_ns, arrival_ns),
+        slo_class=choices[0].slo.name,
+        slo_ttft=_verdict([verdict.ttft for verdict in verdicts]),
+        slo_tpot=_verdict([verdict.tpot for verdict in verdicts]),
         preemptions=sum(entry.preemptions for entry in times),
         error=None if generation.failure is None else generation.failure.message,
     )

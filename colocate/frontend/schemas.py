@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from colocate.errors import RequestError
+from colocate.frontend.slo import MAX_TARGET_MS, MIN_TARGET_MS
 
 
 def _whole(value: object) -> object:
@@ -65,6 +66,12 @@ class GenerationFields(_Strict):
     return_token_ids: bool | None = Field(False, description="Adds `prompt_token_ids` and `token_ids`.")
     priority: Int = Field(0, ge=-(2**31), lt=2**31, description="Passed to the scheduler; lower is sooner.")
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
+    slo_class: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="A configured SLO class. The header `x-slo-class` says the same."
+    )
+    cache_salt: Annotated[str, Field(max_length=128)] | None = Field(
+        None, description="Cached prefixes are shared only among requests of one salt."
+    )
     user: str | None = Field(None, description=NO_EFFECT)
     store: bool | None = Field(None, description=NO_EFFECT)
     metadata: dict[str, str] | None = Field(None, description=NO_EFFECT)
@@ -160,6 +167,32 @@ class TokenizeRequest(_Strict):
     add_generation_prompt: bool = True
     return_token_strs: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+class PlanPin(_Strict):
+    """An order to hold one plan in force."""
+
+    plan: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        description="A name that /control/plans lists; null gives the policy its say again."
+    )
+
+
+_TargetMs = Annotated[float, Field(ge=MIN_TARGET_MS, le=MAX_TARGET_MS)]
+
+
+class SloTargets(_Strict):
+    """Targets of one class in milliseconds: what is left out stays as it is, null promises nothing."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="A configured class.")
+    ttft_ms: _TargetMs | None = None
+    tpot_ms: _TargetMs | None = None
+    ttft_per_token_ms: _TargetMs | None = None
+
+
+class SloChange(_Strict):
+    """For requests that arrive from now on."""
+
+    classes: Annotated[list[SloTargets], Field(min_length=1, max_length=64)]
 
 
 class DetokenizeRequest(_Strict):

@@ -10,11 +10,14 @@ from dataclasses import asdict
 from typing import Any
 
 import colocate
+from colocate.config.roles import ANY_WORKER
 from colocate.config.serve import ServeConfig
+from colocate.config.slo import SloClass
+from colocate.frontend.slo import SloTable
 from colocate.frontend.status import DaemonStatus
-from colocate.messages.client import EngineState, PlanInfo, SwitchRecord
+from colocate.messages.client import EngineState, PlanInfo, ShadowRecord, SwitchRecord
 from colocate.messages.spec import RuntimeFacts
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import Role
 
 _PACKAGES = ("torch", "fastapi", "uvicorn", "tokenizers", "pyzmq", "msgspec")
 
@@ -27,13 +30,16 @@ def percentile(values: Sequence[float], fraction: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
 
 
-def state_view(state: EngineState, age_s: float, status: DaemonStatus, facts: RuntimeFacts) -> dict[str, Any]:
+def state_view(
+    state: EngineState, age_s: float, status: DaemonStatus, facts: RuntimeFacts, slo: SloTable
+) -> dict[str, Any]:
     latencies_ms = [latency_ns / 1e6 for latency_ns in state.switch_latency_ns]
     return {
         "status": status.phase,
         "age_s": round(age_s, 3),
         "mode": state.mode,
         "policy": state.policy,
+        "discipline": state.discipline,
         "device": {
             "kind": facts.device_kind,
             "name": facts.device_name,
@@ -43,6 +49,12 @@ def state_view(state: EngineState, age_s: float, status: DaemonStatus, facts: Ru
         },
         "plan": {**_plan(state.plan), "seq": state.plan_seq},
         "plans": [_plan(plan) for plan in state.plans],
+        "candidates": _candidates(state),
+        "best_static": state.best_static or None,
+        "pinned": state.pinned,
+        "guards": state.guards,
+        "shadow": _shadow(state.shadow),
+        "slo": {"classes": [class_view(known) for known in slo.classes], "default": slo.default or None},
         "workers": _workers(status),
         "engine": {"pid": _pid(status, Role.ENGINE)},
         "keeper": {"pid": _pid(status, Role.KEEPER)},
@@ -54,8 +66,18 @@ def state_view(state: EngineState, age_s: float, status: DaemonStatus, facts: Ru
         "kv": {
             "blocks_total": state.blocks_total,
             "blocks_free": state.blocks_free,
+            "blocks_cached": state.blocks_cached,
             "blocks_draining": state.blocks_draining,
             "block_size": state.block_size,
+        },
+        "prefix_cache": {
+            "queries": state.prefix_queries_total,
+            "hits": state.prefix_hits_total,
+            "hit_rate": hit_rate(state),
+        },
+        "latency_model": {
+            "source": state.latency_source,
+            "error": {phase: round(error, 4) for phase, error in state.prediction_error.items()},
         },
         "switches": {
             "count": state.switch_count,
@@ -64,7 +86,68 @@ def state_view(state: EngineState, age_s: float, status: DaemonStatus, facts: Ru
         },
         "residency": _residency(state.residency_ns),
         "preemptions": state.num_preemptions,
+        "set_aside": state.set_aside_count,
         "ignored_commands": state.num_ignored_commands,
+    }
+
+
+def hit_rate(state: EngineState) -> float | None:
+    """Share of the prompt tokens looked up that were found; None before the first."""
+    if not state.prefix_queries_total:
+        return None
+    return round(state.prefix_hits_total / state.prefix_queries_total, 6)
+
+
+def class_view(known: SloClass) -> dict[str, Any]:
+    def ms(seconds: float | None) -> float | None:
+        return None if seconds is None else round(seconds * 1e3, 6)
+
+    return {
+        "name": known.name,
+        "ttft_ms": ms(known.ttft_s),
+        "tpot_ms": ms(known.tpot_s),
+        "ttft_per_token_ms": ms(known.ttft_per_token_s),
+    }
+
+
+def plans_view(state: EngineState) -> dict[str, Any]:
+    """`/control/plans`: every plan of the device, and what decides among them."""
+    residency = _residency(state.residency_ns)
+    candidates = _candidates(state)
+    return {
+        "mode": state.mode,
+        "policy": state.policy,
+        "plan": {**_plan(state.plan), "seq": state.plan_seq},
+        "pinned": state.pinned,
+        "best_static": state.best_static or None,
+        "plans": [
+            {
+                **_plan(plan),
+                "in_force": plan.name == state.plan.name,
+                "candidate": plan.name in candidates,
+                "residency": residency.get(plan.name, 0.0),
+            }
+            for plan in state.plans
+        ],
+        "switches": state.switch_count,
+        "guards": state.guards,
+        "shadow": _shadow(state.shadow),
+    }
+
+
+def _candidates(state: EngineState) -> list[str]:
+    """None named means that the policy may choose any."""
+    return state.candidates or [plan.name for plan in state.plans]
+
+
+def _shadow(shadow: ShadowRecord | None) -> dict[str, Any] | None:
+    if shadow is None:
+        return None
+    return {
+        "policy": shadow.policy,
+        "wants": shadow.wants,
+        "agreement": round(shadow.agreement, 6),
+        "switches": shadow.switch_count,
     }
 
 
@@ -82,7 +165,7 @@ def _workers(status: DaemonStatus) -> list[dict[str, Any]]:
             "uptime_s": round(process.uptime_s, 3),
         }
         for process in status.processes
-        if process.role in WORKER_ROLES
+        if process.role in ANY_WORKER
     ]
 
 
@@ -112,16 +195,19 @@ def _residency(residency_ns: dict[str, int]) -> dict[str, float]:
 
 
 def server_info(
-    status: DaemonStatus, facts: RuntimeFacts, config: ServeConfig, state: EngineState | None
+    status: DaemonStatus, facts: RuntimeFacts, config: ServeConfig, state: EngineState | None, slo: SloTable
 ) -> dict[str, Any]:
     settings = asdict(config)
-    settings["http"]["api_key"] = len(config.http.api_key)  # how many, never which
+    for keys in ("api_key", "admin_key"):
+        settings["http"][keys] = len(settings["http"][keys])  # how many, never which
     return {
         "version": colocate.__version__,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "status": status.phase,
         "startup_s": status.startup_s,
         "plan": None if state is None else _plan(state.plan),
+        "controller": None if state is None else _controller(state),
+        "slo": {"classes": [class_view(known) for known in slo.classes], "default": slo.default or None},
         "model": {
             "name": facts.model_name,
             "dtype": facts.dtype,
@@ -131,6 +217,21 @@ def server_info(
         "device": {"kind": facts.device_kind, "name": facts.device_name, "units": facts.total_units},
         "kv": {"blocks": facts.num_blocks, "block_size": facts.block_size},
         "config": settings,
+    }
+
+
+def _controller(state: EngineState) -> dict[str, Any]:
+    return {
+        "mode": state.mode,
+        "policy": state.policy,
+        "discipline": state.discipline,
+        "candidates": _candidates(state),
+        "best_static": state.best_static or None,
+        "pinned": state.pinned,
+        "guards": state.guards,
+        "shadow": _shadow(state.shadow),
+        "latency_source": state.latency_source,
+        "prefix_hit_rate": hit_rate(state),
     }
 
 

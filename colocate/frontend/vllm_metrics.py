@@ -1,7 +1,4 @@
-"""`--metrics-compat vllm`: the same values under the names that dashboards, load tools and the Kubernetes gateway know.
-
-Prefix-cache counters stay 0: there is no prefix cache yet.
-"""
+"""`--metrics-compat vllm`: the same values under the names that dashboards, load tools and gateways know."""
 
 from __future__ import annotations
 
@@ -19,10 +16,13 @@ from colocate.types import FinishReason
 
 
 class VllmCollector(Collector):
-    def __init__(self, measures: RequestMeasures, client: EngineClient, facts: RuntimeFacts) -> None:
+    def __init__(
+        self, measures: RequestMeasures, client: EngineClient, facts: RuntimeFacts, prefix_caching: bool
+    ) -> None:
         self._measures = measures
         self._client = client
         self._facts = facts
+        self._prefix_caching = prefix_caching
         self._label = {"model_name": facts.model_name}
 
     def describe(self) -> list[Metric]:
@@ -44,8 +44,6 @@ class VllmCollector(Collector):
             yield histogram.family(f"vllm:{name}", f"As colocate_{name}.", label)
         yield counter("vllm:prompt_tokens", "Prompt tokens prefilled.", [(label, measures.num_prompt_tokens)])
         yield counter("vllm:generation_tokens", "Tokens generated.", [(label, measures.num_output_tokens)])
-        yield counter("vllm:prefix_cache_queries", "No prefix cache yet.", [(label, 0)])
-        yield counter("vllm:prefix_cache_hits", "No prefix cache yet.", [(label, 0)])
         yield counter(
             "vllm:request_success",
             "Finished requests.",
@@ -61,6 +59,9 @@ class VllmCollector(Collector):
         yield gauge("vllm:num_requests_running", "Requests being worked on.", [(label, running)])
         yield gauge("vllm:num_requests_waiting", "Requests in the queue.", [(label, state.num_waiting)])
         yield gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", [(label, kv_usage(state))])
+        queries, hits = state.prefix_queries_total, state.prefix_hits_total
+        yield counter("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix tree.", [(label, queries)])
+        yield counter("vllm:prefix_cache_hits", "Prompt tokens found there.", [(label, hits)])
         yield counter("vllm:num_preemptions", "Requests preempted.", [(label, state.num_preemptions)])
 
     def _cache_config(self) -> Metric:
@@ -69,7 +70,7 @@ class VllmCollector(Collector):
             "block_size": str(self._facts.block_size),
             "num_gpu_blocks": str(self._facts.num_blocks),
             "cache_dtype": self._facts.dtype,
-            "enable_prefix_caching": "False",
+            "enable_prefix_caching": str(self._prefix_caching),
         }
         family = GaugeMetricFamily("vllm:cache_config_info", "The KV pool.", labels=tuple(labels))
         family.add_metric(tuple(labels.values()), 1)

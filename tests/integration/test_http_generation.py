@@ -55,6 +55,40 @@ def events(response: httpx.Response) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def usage_of(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int = 0) -> dict[str, object]:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_output_tokens,
+        "total_tokens": num_prompt_tokens + num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
+    }
+
+
+class TestCachedTokens:
+    """They come with the first token, long before the usage is rendered."""
+
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+    def test_in_both_calls_streamed_and_whole(self, frontend: RunningFrontend, path: str, stream: bool) -> None:
+        frontend.script.num_cached_tokens = 2
+        asks = {"prompt": [1, 2, 3]} if path == "/v1/completions" else {"messages": USER}
+        extra = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        response = post(frontend, path, max_tokens=4, **asks, **extra)
+        usage = events(response)[-1]["usage"] if stream else response.json()["usage"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": 2}  # type: ignore[index]
+
+    def test_each_prompt_counts_once(self, frontend: RunningFrontend) -> None:
+        frontend.script.num_cached_tokens = 2
+        answer = complete(frontend, prompt=[[1, 2, 3], [1]], n=3, max_tokens=2)
+        assert answer["usage"] == usage_of(4, 12, num_cached_tokens=2 + 1)
+
+    def test_the_official_client_reads_them(self, frontend: RunningFrontend, client: openai.OpenAI) -> None:
+        frontend.script.num_cached_tokens = 3
+        answer = client.completions.create(model=MODEL, prompt="hello", max_tokens=2)
+        assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+        assert answer.usage.prompt_tokens_details.cached_tokens == 3
+
+
 class TestCompletions:
     def test_plain(self, client: openai.OpenAI) -> None:
         answer = client.completions.create(model=MODEL, prompt="hello", max_tokens=5)
@@ -89,17 +123,13 @@ class TestCompletions:
         assert texts == {0: "bcd", 1: "bcd", 2: "cde", 3: "cde"}
         assert sorted(submit.params.choice for submit in frontend.engine.submits) == [0, 0, 1, 1]
         if not stream:
-            assert response.json()["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+            assert response.json()["usage"] == usage_of(3, 12)
 
     def test_usage_chunk_comes_last_and_alone(self, frontend: RunningFrontend) -> None:
         options = {"include_usage": True}
         response = post(frontend, "/v1/completions", prompt="hi", max_tokens=4, stream=True, stream_options=options)
         *chunks, usage = events(response)
-        assert usage["choices"] == [] and usage["usage"] == {
-            "prompt_tokens": 3,
-            "completion_tokens": 4,
-            "total_tokens": 7,
-        }
+        assert usage["choices"] == [] and usage["usage"] == usage_of(3, 4)
         assert all(chunk["usage"] is None for chunk in chunks)
 
     def test_characters_of_several_tokens_are_whole(self, frontend: RunningFrontend) -> None:

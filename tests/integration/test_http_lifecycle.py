@@ -40,6 +40,17 @@ ISSUE_METRICS = {
     "colocate_plan_switch_seconds": "summary",
     "colocate_plan_residency_seconds": "counter",
     "colocate_worker_restarts": "counter",
+    "colocate_prefix_cache_queries": "counter",
+    "colocate_prefix_cache_hits": "counter",
+    "colocate_kv_blocks": "gauge",
+    "colocate_plan_units": "gauge",
+    "colocate_plan_in_force": "gauge",
+    "colocate_plan_pinned": "gauge",
+    "colocate_guard_interventions": "counter",
+    "colocate_prediction_error_ratio": "gauge",
+    "colocate_set_aside": "counter",
+    "colocate_shadow_agreement_ratio": "gauge",
+    "colocate_shadow_switches": "counter",
 }
 VLLM_METRICS = {
     "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "time_to_first_token_seconds",
@@ -275,18 +286,35 @@ class TestState:
         state = get(frontend, "/state").json()
         assert state["age_s"] >= 0.4 and state["plan"]["name"] == "p2d1"
 
-    def test_an_engine_that_never_spoke(self, frontend: RunningFrontend) -> None:
-        frontend.script.answer_state = False
-        assert get(frontend, "/state").status_code == 503
-        assert get(frontend, "/metrics").status_code == 200 and get(frontend, "/server_info").status_code == 200
+    def test_an_engine_that_never_spoke(self, tmp_path: Path) -> None:
+        frontend = start_frontend(write_model_dir(tmp_path), HTTP, Script(answer_state=False))
+        try:
+            assert get(frontend, "/state").status_code == 503
+            assert get(frontend, "/metrics").status_code == 200 and get(frontend, "/server_info").status_code == 200
+        finally:
+            frontend.stop()
+
+    def test_the_controller_and_the_prefix_cache(self, frontend: RunningFrontend) -> None:
+        frontend.script.num_cached_tokens = 1
+        state = get(frontend, "/state").json()
+        assert state["candidates"] == ["p2d1"] and state["best_static"] == "p2d1" and state["pinned"] is None
+        assert state["guards"] == {"dwell": 3, "hysteresis": 0} and state["discipline"] == "edf"
+        assert state["shadow"] == {"policy": "slo", "wants": "shared", "agreement": 0.75, "switches": 4}
+        assert state["prefix_cache"] == {"queries": 400, "hits": 300, "hit_rate": 0.75}
+        assert state["latency_model"] == {"source": "scripted", "error": {"prefill": 0.05, "decode": 0.1}}
+        assert state["kv"]["blocks_cached"] == 20 and state["set_aside"] == 2
+        assert state["slo"] == {"classes": [], "default": None}
+        info = get(frontend, "/server_info").json()
+        assert info["controller"]["candidates"] == ["p2d1"] and info["controller"]["prefix_hit_rate"] == 0.75
 
     def test_server_info_keeps_secrets(self, tmp_path: Path) -> None:
-        frontend = start_frontend(write_model_dir(tmp_path), HttpSection(api_key=("sesame",)))
+        frontend = start_frontend(write_model_dir(tmp_path), HttpSection(api_key=("sesame",), admin_key=("mellon",)))
         try:
             headers = {"authorization": "Bearer sesame"}
             response = httpx.get(f"{frontend.url}/server_info", headers=headers, timeout=LIMIT_S)
             assert response.status_code == 200 and response.json()["versions"]["torch"]
-            assert "sesame" not in response.text
+            assert "sesame" not in response.text and "mellon" not in response.text
+            assert response.json()["config"]["http"]["admin_key"] == 1
         finally:
             frontend.stop()
 

@@ -14,6 +14,7 @@ from colocate.frontend.detokenizer import ByteLevelDetokenizer
 from colocate.frontend.engine_client import EngineClient
 from colocate.frontend.generation import Choice, Generation, TextOptions
 from colocate.frontend.measures import RequestMeasures
+from colocate.frontend.slo import SloTable
 from colocate.messages.client import Abort, OutputItem, Outputs, Rejected, Submit
 from colocate.messages.sampling import SamplingParams
 from colocate.transport.memory_channel import MemoryChannel, memory_pair
@@ -39,7 +40,9 @@ class Wire:
         return ours
 
     def client(self, max_in_flight: int = 100) -> EngineClient:
-        client = EngineClient(self.open, self.broken.append, 3, max_in_flight, lost_limit_s=LOST_LIMIT_S)
+        client = EngineClient(
+            self.open, self.broken.append, 3, max_in_flight, lost_limit_s=LOST_LIMIT_S, slo=SloTable((), None)
+        )
         client.connect("memory")
         return client
 
