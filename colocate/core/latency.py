@@ -72,13 +72,12 @@ class LatencyModel:
         """
         if predicted_s <= 0.0 or measured_s <= 0.0:
             return
-        residual = math.log(measured_s / predicted_s)
+        ratio = measured_s / predicted_s
         limit = math.log(MAX_CORRECTION)
-        moved = self._log_correction[phase] + RESIDUAL_WEIGHT * max(-1.0, min(residual, 1.0))
+        moved = self._log_correction[phase] + RESIDUAL_WEIGHT * math.log(min(max(ratio, 1 / math.e), math.e))
         self._log_correction[phase] = max(-limit, min(moved, limit))
         self._corrections[phase] = math.exp(self._log_correction[phase])
-        error = abs(measured_s / predicted_s - 1.0)
-        self.mean_error[phase] += RESIDUAL_WEIGHT * (min(error, 4.0) - self.mean_error[phase])
+        self.mean_error[phase] += RESIDUAL_WEIGHT * (min(abs(ratio - 1.0), 4.0) - self.mean_error[phase])
 
     def correction(self, phase: Phase) -> float:
         """The factor learnt online."""
