@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from colocate.core.plan import ALL_DECODE, ALL_PREFILL, SHARED, build_plan_table
-from colocate.core.policy import LoadView, choose_policy
+from colocate.core.plan import ALL_DECODE, ALL_PREFILL, SHARED, Plan, build_plan_table
+from colocate.core.policy import LoadView, Policy, choose_policy
+from colocate.core.settings import EngineSettings
 from colocate.errors import ConfigError
 from colocate.types import Role
+
+
+def settings(total_units: int, mode: str = "colocated") -> EngineSettings:
+    return EngineSettings(
+        num_blocks=8,
+        block_size=16,
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        max_queue=4,
+        total_units=total_units,
+        mode=mode,
+    )
+
+
+def choose(word: str, total_units: int = 2, mode: str = "colocated") -> Policy[Any]:
+    return choose_policy(settings(total_units, mode), word, build_plan_table(total_units), None)
+
+
+def view(prefill_busy: bool, decode_busy: bool, current: Plan) -> LoadView:
+    return LoadView(0, current, 0, prefill_busy, decode_busy)
 
 
 @given(st.integers(1, 160), st.sampled_from([1, 2, 8]))
@@ -35,7 +59,8 @@ def test_two_cores_have_one_split() -> None:
 def test_one_core_is_shared_whatever_is_asked() -> None:
     table = build_plan_table(1)
     assert [plan.name for plan in table.plans] == [SHARED]
-    assert choose_policy("colocated", "elastic", table).first.name == SHARED
+    for word in ("elastic", "shared", "static:shared", "slo", "on-demand"):
+        assert choose(word, 1).first.name == SHARED
 
 
 def test_an_h200_splits_in_steps_of_eight() -> None:
@@ -51,24 +76,21 @@ def test_an_h200_splits_in_steps_of_eight() -> None:
 )
 def test_elastic_lends_idle_units(prefill_busy: bool, decode_busy: bool, expected: str) -> None:
     table = build_plan_table(2)
-    choice = choose_policy("colocated", "elastic", table)
-    view = LoadView(prefill_busy, decode_busy, table.by_name(SHARED))
-    assert choice.decide(view).name == expected
+    now = view(prefill_busy, decode_busy, table.by_name(SHARED))
+    assert choose("elastic").decide(None, now)[0].name == expected
 
 
 def test_elastic_leaves_an_idle_device_alone() -> None:
     table = build_plan_table(2)
-    choice = choose_policy("colocated", "elastic:p1d1", table)
     for plan in table.plans:
-        assert choice.decide(LoadView(False, False, plan)) is plan
+        assert choose("elastic:p1d1").decide(None, view(False, False, plan))[0] is plan
 
 
 @pytest.mark.parametrize("setting", ["static:p1d1", "p1d1", "static:shared", "shared"])
 def test_static_never_moves(setting: str) -> None:
-    table = build_plan_table(2)
-    choice = choose_policy("colocated", setting, table)
+    choice = choose(setting)
     for busy in (True, False):
-        assert choice.decide(LoadView(busy, not busy, choice.first)) is choice.first
+        assert choice.decide(None, view(busy, not busy, choice.first))[0] is choice.first
 
 
 @pytest.mark.parametrize(
@@ -79,8 +101,17 @@ def test_static_never_moves(setting: str) -> None:
         ("colocated", "all-decode", "would never run prefill"),
         ("colocated", "elastic:all-decode", "needs a split"),
         ("shared", "p1d1", "runs no partition"),
+        ("chunked", "slo", "runs no partition"),
     ],
 )
 def test_plans_that_cannot_serve_are_refused(mode: str, setting: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        choose_policy(mode, setting, build_plan_table(2))
+        choose(setting, mode=mode)
+
+
+def test_elastic_starts_from_the_best_static_split_where_one_is_known() -> None:
+    table = build_plan_table(4)
+    told = replace(settings(4), best_static="p1d3")
+    assert choose_policy(told, "elastic", table, None).first.name == "p1d3"
+    assert choose_policy(told, "elastic:p2d2", table, None).first.name == "p2d2"
+    assert choose_policy(replace(told, best_static=SHARED), "elastic", table, None).first.name == table.default_split

@@ -93,7 +93,7 @@ class Hysteresis:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whether the predictions are distrusted, since when it is so or not, and how long the last distrust had to hold."""
+    """Whether the predictions are distrusted, since when they are or are not, and how long distrust has to hold."""
 
     is_lost: bool = False
     since_ns: int = 0
