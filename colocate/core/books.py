@@ -62,6 +62,9 @@ class Books:
     ) -> None:
         """One more output token, told to the frontend; with `finish`, the end as well."""
         request.output_token_ids.append(token_id)
+        if finish is None and logprob is None and not with_times and not request.prompt_logprobs:
+            self.outbox.outputs.append(OutputItem(request.request_id, [token_id]))  # nearly all of them
+            return
         self.outbox.outputs.append(
             OutputItem(
                 request.request_id,

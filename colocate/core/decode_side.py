@@ -176,24 +176,28 @@ class DecodeSide:
     def report(self, message: StepReport) -> None:
         """One completed step. Tokens of a row that is leaving still count: they were drawn before it left."""
         rows, books = self.rows, self._books
-        due_ns = NEVER
+        commit, trial = books.commit, self.suspects.trial
+        due_ns, num_stepped = NEVER, 0
         for step_row in message.rows:
             request = rows.get(step_row.request_id)
             if request is None or request.incarnation != step_row.incarnation:
                 books.num_ignored += 1
                 continue
             request.num_computed += 1
-            self.sum_context += 1
+            num_stepped += 1
             if step_row.finish is not None or request.after_leave is not None:
                 self._last_tokens(request, step_row)
                 continue
-            books.commit(request, step_row.token_id, step_row.logprob, None)
+            commit(request, step_row.token_id, step_row.logprob, None)
             if request.num_computed >= request.grow_at:
                 self._grow(request)
             if request.tpot_ns:
-                due_ns = min(due_ns, request.token_deadline_ns())
-            if request.request_id == self.suspects.trial:
+                own_ns = request.first_token_ns + len(request.output_token_ids) * request.tpot_ns
+                if own_ns < due_ns:
+                    due_ns = own_ns
+            if request.request_id == trial:
                 self.suspects.progressed(request)
+        self.sum_context += num_stepped
         self.next_due_ns = due_ns
         for request_id, incarnation in message.left:
             request = rows.get(request_id)

@@ -57,6 +57,8 @@ def join_tokens(row: DecodeRow) -> int:
 
 def output_tokens(item: OutputItem) -> int:
     """How many numbers an output carries, log-probabilities of a whole prompt among them."""
+    if not item.logprobs and not item.prompt_logprobs:
+        return 1
     return 1 + sum(2 * len(entry.top) + 1 for entry in (*item.prompt_logprobs, *item.logprobs))
 
 
