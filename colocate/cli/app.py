@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from colocate.cli.options import GENERATE_OPTIONS, PROFILE_OPTIONS, SERVE_OPTIONS, with_settings
+from colocate.cli.options import GENERATE_OPTIONS, PROFILE_OPTIONS, SERVE_OPTIONS, SIMULATE_OPTIONS, with_settings
 from colocate.config.load import load_config
+from colocate.errors import ConfigError
 
 app = typer.Typer(
     name="colocate",
@@ -88,11 +89,170 @@ def doctor(
     sys.exit(run_doctor(as_json=json))
 
 
-@app.command(help="Feed a recorded event log to a fresh engine core and check that the same commands come out.")
-def replay(log: Annotated[Path, typer.Argument(metavar="LOG", help="A file or directory from --event-log.")]) -> None:
+@app.command(
+    help="Feed a recorded event log to a fresh engine core and check that the same commands come out; with --policy or "
+    "--mode, simulate what another policy would have done with the same requests."
+)
+def replay(
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="A file or directory from --event-log.")],
+    policy: Annotated[
+        str | None, typer.Option(metavar="PLAN", help="What if: this policy, as --plan in serve.")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(metavar="MODE", help="What if: this mode, as in serve.")] = None,
+    plans: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What if: plans the policy may choose from.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What if: the device. Default: the logged engine's own profile.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="What if: write the figures there too.")] = None,
+) -> None:
+    from colocate.cli.what_if import WhatIf, run_what_if
+
+    if policy is not None or mode is not None:
+        sys.exit(run_what_if(log, WhatIf(policy, mode, plans, profile, json)))
+    if plans is not None or profile is not None or json is not None:
+        raise ConfigError("replay", "--plans, --profile and --json ask what if", "say with --policy or --mode what")
     from colocate.cli.replay import run_replay
 
     sys.exit(run_replay(log))
+
+
+@app.command(
+    help="Run the engine under a virtual clock on a device made from a profile: what a policy does to a load, many "
+    "times faster than in real time."
+)
+@with_settings(SIMULATE_OPTIONS)
+def simulate(
+    flags: dict[str, object],
+    config: ConfigOption = None,
+    workload: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A trace: JSON lines or CSV.", rich_help_panel="Load")
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(metavar="X", help="Requests per second; twice for two phases or a ramp.", rich_help_panel="Load"),
+    ] = None,
+    lengths: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LENGTHS",
+            help="PROMPT/OUTPUT tokens, lognormal:MEDIAN,SIGMA/MEDIAN,SIGMA, or a trace; twice for two phases.",
+            rich_help_panel="Load",
+        ),
+    ] = None,
+    pattern: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="steady, phase-shifting, ramp, shared-schema, same-document, agent-branching, eviction-pressure or "
+            "chat.",
+            rich_help_panel="Load",
+        ),
+    ] = "steady",
+    arrivals: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="constant, poisson, or gamma:CV for bursts.", rich_help_panel="Load"),
+    ] = "poisson",
+    duration: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Seconds of load. [dim](default 60, or the trace)[/]", rich_help_panel="Load"),
+    ] = None,
+    period: Annotated[
+        float, typer.Option(metavar="S", help="phase-shifting: both phases once.", rich_help_panel="Load")
+    ] = 60.0,
+    speed: Annotated[
+        float | None, typer.Option(metavar="X", help="Let time run so many times as fast.", rich_help_panel="Load")
+    ] = None,
+    block_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens per hash id of a Mooncake trace.", rich_help_panel="Load")
+    ] = 512,
+    slo: Annotated[
+        str | None,
+        typer.Option(metavar="TARGETS", help="For everybody: 'ttft 300 ms, tpot 50 ms'.", rich_help_panel="Load"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of load and device.", rich_help_panel="Runs")] = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many runs, each with the next seed.", rich_help_panel="Runs")
+    ] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=0, help="Replicas behind a router; 0 is one daemon.", rich_help_panel="Runs")
+    ] = 0,
+    router: Annotated[
+        str, typer.Option(metavar="NAME", help="round-robin, least-loaded or prefix.", rich_help_panel="Runs")
+    ] = "round-robin",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes. [dim](default: one per core)[/]", rich_help_panel="Runs")
+    ] = None,
+    kv_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens the KV pool holds. 0: the profile's.", rich_help_panel="Simulated device")
+    ] = 0,
+    prediction_error: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="X",
+            help="Bend what the engine believes: 0.2 is about 20%.",
+            rich_help_panel="Simulated device",
+        ),
+    ] = 0.0,
+    truth_error: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="X",
+            help="How far the device is from its profile. [dim](default 0.05)[/]",
+            rich_help_panel="Simulated device",
+        ),
+    ] = None,
+    drain: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, metavar="S", help="Seconds after the last arrival. [dim](default 60)[/]", rich_help_panel="Runs"
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures.", rich_help_panel="Output")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one JSON line per request.", rich_help_panel="Output")
+    ] = None,
+    event_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the engine's event log, for replay.", rich_help_panel="Output"),
+    ] = None,
+) -> None:
+    from colocate.cli.simulate import Ask, run_simulate
+    from colocate.workload.recipe import Recipe
+
+    recipe = Recipe(
+        trace=workload,
+        rates=tuple(rate or ()),
+        lengths=tuple(lengths or ()),
+        pattern=pattern,
+        arrivals=arrivals,
+        duration_s=duration,
+        period_s=period,
+        speed=speed,
+        block_tokens=block_tokens,
+    )
+    ask = Ask(
+        recipe=recipe,
+        slo=slo,
+        seed=seed,
+        num_seeds=seeds,
+        num_replicas=replicas,
+        router=router,
+        jobs=jobs,
+        kv_tokens=kv_tokens,
+        prediction_error=prediction_error,
+        truth_error=truth_error,
+        drain_s=drain,
+        json=json,
+        records=records,
+        event_log=event_log,
+    )
+    sys.exit(run_simulate(load_config(config, os.environ, flags), ask))
 
 
 @app.command(help="Compute what each partition plan would do to a load, and write a plan file for `serve --plans`.")

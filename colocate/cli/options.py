@@ -124,6 +124,26 @@ PROFILE_OPTIONS = tuple(
     or (HELP[name][0] == MODEL_PANEL and name != "served_model_name")
     or name in ("device", "units", "profile", "faults", "start_timeout_s", "heartbeat_timeout_s")
 )
+# What `colocate simulate` shares with `serve`.
+SIMULATE_OPTIONS = (
+    "profile",
+    "latency_profile",
+    "mode",
+    "plan",
+    "plans",
+    "guards",
+    "shadow",
+    "discipline",
+    "admission",
+    "prefix_caching",
+    "max_slice_ms",
+    "slo_class",
+    "default_slo_class",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_queue",
+)
 
 
 def with_settings(names: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:

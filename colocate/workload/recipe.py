@@ -1,0 +1,81 @@
+"""A load in a few words, as command lines give it: a trace, or a pattern with rates and lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from colocate.errors import ConfigError
+from colocate.workload.lengths import LENGTHS_HELP, Lengths, parse_lengths
+from colocate.workload.patterns import PATTERNS, prefix_pattern
+from colocate.workload.read import read_workload
+from colocate.workload.rows import DEFAULT_BLOCK_TOKENS, Workload
+from colocate.workload.scale import at_rate, at_speed, first_seconds
+from colocate.workload.segments import Segment, phase_shifting, ramp, synthetic
+
+SHAPES = ("steady", "phase-shifting", "ramp", *PATTERNS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """With `trace` the rest only scales it; without, `rates` and `lengths` make a load of `pattern`.
+
+    phase-shifting takes two rates and two lengths, ramp two rates; a single one stands for both.
+    """
+
+    trace: Path | None = None
+    rates: tuple[float, ...] = ()
+    lengths: tuple[str, ...] = ()
+    pattern: str = "steady"
+    arrivals: str = "poisson"
+    duration_s: float | None = None  # of a trace: what arrives before it; of a pattern 60 by default
+    period_s: float = 60.0  # of phase-shifting: both kinds of load once
+    speed: float | None = None
+    block_tokens: int = DEFAULT_BLOCK_TOKENS
+
+
+def cook(recipe: Recipe, seed: int) -> Workload:
+    """The workload. A trace is the same for every seed. Raises ConfigError."""
+    workload = _from_trace(recipe) if recipe.trace is not None else _from_pattern(recipe, seed)
+    return workload if recipe.speed is None else at_speed(workload, recipe.speed)
+
+
+def _from_trace(recipe: Recipe) -> Workload:
+    assert recipe.trace is not None
+    if recipe.lengths or recipe.pattern != "steady":
+        raise ConfigError("--workload", "brings its own lengths and pattern", "drop --lengths and --pattern")
+    if len(recipe.rates) > 1:
+        raise ConfigError("--rate", "is given more than once for a trace", "give one mean rate")
+    workload = read_workload(recipe.trace, block_tokens=recipe.block_tokens)
+    if recipe.duration_s is not None:
+        workload = first_seconds(workload, recipe.duration_s)
+    return at_rate(workload, recipe.rates[0]) if recipe.rates else workload
+
+
+def _from_pattern(recipe: Recipe, seed: int) -> Workload:
+    if not recipe.rates or not all(rate > 0 for rate in recipe.rates):
+        raise ConfigError("--rate", "is missing or not above 0", "give requests per second, or a trace with --workload")
+    if not recipe.lengths:
+        raise ConfigError("--lengths", "is missing", f"give {LENGTHS_HELP}; or a trace with --workload")
+    duration_s = 60.0 if recipe.duration_s is None else recipe.duration_s
+    if not (duration_s > 0 and recipe.period_s > 0):
+        raise ConfigError("--duration", "is not above 0", "seconds of load; --period likewise")
+    lengths = [parse_lengths(text) for text in recipe.lengths]
+    rates, wanted = recipe.rates, {"phase-shifting": (2, 2), "ramp": (2, 1)}.get(recipe.pattern, (1, 1))
+    for flag, given, most in (("--rate", len(rates), wanted[0]), ("--lengths", len(lengths), wanted[1])):
+        if given > most:
+            raise ConfigError(flag, f"is given {given} times, pattern {recipe.pattern!r} takes {most}", "give fewer")
+    if recipe.pattern in PATTERNS:
+        return prefix_pattern(recipe.pattern, rates[0], lengths[0], duration_s, seed=seed, arrivals=recipe.arrivals)
+    return synthetic(recipe.pattern, _segments(recipe, lengths, duration_s), seed=seed, arrivals=recipe.arrivals)
+
+
+def _segments(recipe: Recipe, lengths: list[Lengths], duration_s: float) -> list[Segment]:
+    first, last = recipe.rates[0], recipe.rates[-1]
+    if recipe.pattern == "steady":
+        return [Segment(duration_s, first, lengths[0])]
+    if recipe.pattern == "ramp":
+        return ramp(first, last, lengths[0], duration_s)
+    if recipe.pattern == "phase-shifting":
+        return phase_shifting((first, last), (lengths[0], lengths[-1]), recipe.period_s, duration_s)
+    raise ConfigError("--pattern", f"no pattern is named {recipe.pattern!r}", f"choose one of: {', '.join(SHAPES)}")
