@@ -1,9 +1,10 @@
 """From visits to a profile: the latency model's coefficients, contention, noise, and the errors on states that the fit
 has not seen.
 
-A state's seconds are the median over its visits of each visit's median: neither one long forward nor one slow minute
-moves it. Coefficients minimise the relative error (a millisecond matters more to a short step than to a long prefill)
-under the constraint that none is negative: Lawson and Hanson's NNLS, reweighted for outliers after Huber (1964).
+A state's seconds are the median over its quieter visits of each visit's median: neither one long forward nor one slow
+minute moves it, and visits beside other programs give way to those without. Coefficients minimise the relative error (a
+millisecond matters more to a short step than to a long prefill) under the constraint that none is negative: Lawson and
+Hanson's NNLS, reweighted for outliers after Huber (1964).
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _REWEIGHTINGS = 20
 # A repeat so much longer than its visit's median, and beyond the body of the distribution, is of the tail.
 _TAIL_FACTOR = 1.5
 _TAIL_SIGMAS = 4.0
+_QUIET = 0.05  # of the cores' time with others: a visit below this counts in full
 
 _Floats = npt.NDArray[np.float64]
 
@@ -73,11 +75,15 @@ class _State:
     linear: list[float] = field(default_factory=list)
     pairs: list[float] = field(default_factory=list)
     medians: list[float] = field(default_factory=list)
+    foreign: list[float] = field(default_factory=list)
     is_held_out: bool = False
 
     def sample(self) -> Sample:
         linear, pairs = float(np.mean(self.linear)), float(np.mean(self.pairs))
-        seconds = float(np.median(self.medians))
+        quiet = max(_QUIET, float(np.median(self.foreign)))
+        seconds = float(
+            np.median([each for each, foreign in zip(self.medians, self.foreign, strict=True) if foreign <= quiet])
+        )
         return Sample(self.phase, self.units, self.peer_units, linear, pairs, seconds, self.is_held_out)
 
 
@@ -187,6 +193,7 @@ def _samples(visits: Iterable[Visit], setups: Iterable[str], seed: int) -> list[
             state.linear.append(each.linear)
             state.pairs.append(each.pairs)
             state.medians.append(float(np.median(each.seconds)))
+            state.foreign.append(visit.foreign)
     by_setup: dict[str, set[int]] = defaultdict(set)
     for state in states.values():
         by_setup[state.setup].add(state.index)

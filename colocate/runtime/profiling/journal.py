@@ -54,11 +54,13 @@ class Measured(Struct, frozen=True, array_like=True):
 
 
 class Visit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """One stay at one state of one setup. `spent_s` is the measuring time used so far, by all runs together."""
+    """One stay at one state of one setup. `spent_s` is the measuring time used so far, by all runs together; `foreign`
+    the share of the cores' time that other programs took meanwhile."""
 
     setup: str
     state: int
     spent_s: float
+    foreign: float
     measured: list[Measured]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -30,8 +31,25 @@ class Leave(Exception):
     """The supervisor wants this process to end."""
 
 
+class WorkerLine(Protocol):
+    """What measuring needs of the two workers."""
+
+    @property
+    def worker_pids(self) -> list[int]: ...
+
+    def set_plan(self, plan_index: int) -> None:
+        """Returns when it is in force in both workers."""
+        ...
+
+    def send(self, role: Role, message: Struct) -> None: ...
+
+    def hear(self, deadline_ns: int) -> Struct | None:
+        """The next report of a worker, or None at the deadline."""
+        ...
+
+
 class Line:
-    """Owned by the profiler's one thread. Every wait keeps the heartbeat going and obeys the supervisor."""
+    """Implements `WorkerLine`. Every wait keeps the heartbeat going and obeys the supervisor."""
 
     def __init__(self, control: ControlChannel, board: Board, first_plan_seq: int) -> None:
         self._control = control
@@ -39,14 +57,18 @@ class Line:
         self._channels: dict[Role, Channel] = {}
         self._unsent: dict[Role, deque[Struct]] = {role: deque() for role in WORKER_ROLES}
         self._heard: deque[Struct] = deque()
-        self._greeted: set[Role] = set()
+        self._pids: dict[Role, int] = {}  # of those that have said Hello
         self._applied: dict[Role, int] = {}
         self._plan_seq = first_plan_seq - 1
         self._waiter = Waiter([control])
 
     def wait_for_workers(self) -> None:
         """Until both have said Hello. The supervisor watches how long they take."""
-        self._until(lambda: self._greeted >= set(WORKER_ROLES))
+        self._until(lambda: len(self._pids) == len(WORKER_ROLES))
+
+    @property
+    def worker_pids(self) -> list[int]:
+        return list(self._pids.values())
 
     def set_plan(self, plan_index: int) -> None:
         """Put a plan on the board; returns when it is in force in both workers."""
@@ -111,7 +133,7 @@ class Line:
     def _read_channel(self, role: Role) -> None:
         while (message := self._channels[role].recv()) is not None:
             if isinstance(message, WorkerHello):
-                self._greeted.add(role)
+                self._pids[role] = message.pid
             elif isinstance(message, PlanApplied):
                 self._applied[role] = message.seq
             elif isinstance(message, BatchFailed):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from colocate.messages.decode import DecodeRow, DecodeUpdate, StepReport
 from colocate.messages.prefill import PrefillBatch, PrefillDone, PrefillRow
 from colocate.messages.sampling import SampleState, SamplingParams
-from colocate.runtime.profiling.line import Line
+from colocate.runtime.profiling.line import WorkerLine
 from colocate.runtime.profiling.states import DecodeState, Limits, PrefillState
 from colocate.types import BlockId, RequestId, Role
 
@@ -38,7 +38,7 @@ class PrefillLoad:
     """Batches of one state, one after another without a pause."""
 
     def __init__(
-        self, line: Line, limits: Limits, state: PrefillState, params: SamplingParams, vocab_size: int
+        self, line: WorkerLine, limits: Limits, state: PrefillState, params: SamplingParams, vocab_size: int
     ) -> None:
         self._line = line
         self._state = state
@@ -76,7 +76,7 @@ class DecodeLoad:
     """A standing batch that steps without a pause. Every few steps fresh rows of the state take the places of those
     that have grown: in one message, so that the worker misses no step."""
 
-    def __init__(self, line: Line, limits: Limits, state: DecodeState, params: SamplingParams) -> None:
+    def __init__(self, line: WorkerLine, limits: Limits, state: DecodeState, params: SamplingParams) -> None:
         self._line = line
         self._state = state
         self._params = params

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from colocate.config.profile import Phase
@@ -15,8 +16,9 @@ from colocate.messages.control import ChildReady
 from colocate.messages.decode import StepReport
 from colocate.messages.prefill import PrefillDone
 from colocate.messages.spec import ProcessSpec
+from colocate.runtime.profiling.foreign import ForeignLoad
 from colocate.runtime.profiling.journal import Journal, Measured, Visit, header_of
-from colocate.runtime.profiling.line import Leave, Line, MeasuringFailed
+from colocate.runtime.profiling.line import Leave, Line, MeasuringFailed, WorkerLine
 from colocate.runtime.profiling.loads import DecodeLoad, PrefillLoad, Timing, params_of
 from colocate.runtime.profiling.progress import ProgressLine
 from colocate.runtime.profiling.schedule import Setup, all_setups, order
@@ -38,7 +40,7 @@ def run_profiler(spec: ProcessSpec, control: ControlChannel, board: Board) -> No
         board.beat(Role.ENGINE, time.monotonic_ns())
         control.send(ChildReady(Role.ENGINE, os.getpid(), time.monotonic() - started_s))
         line.wait_for_workers()
-        _Profiler(spec, line, journal).run()
+        Profiler(spec, line, journal, time.monotonic_ns).run()
     except Leave:
         pass
     finally:
@@ -46,34 +48,41 @@ def run_profiler(spec: ProcessSpec, control: ControlChannel, board: Board) -> No
         journal.close()
 
 
-class _Profiler:
-    def __init__(self, spec: ProcessSpec, line: Line, journal: Journal) -> None:
+class Profiler:
+    """Visits points until the budget is spent. `clock_ns` is the workers' clock."""
+
+    def __init__(self, spec: ProcessSpec, line: WorkerLine, journal: Journal, clock_ns: Callable[[], int]) -> None:
         assert spec.profiling is not None
         self._job = spec.profiling
         self._line = line
         self._journal = journal
+        self._clock_ns = clock_ns
         self._vocab_size = spec.facts.vocab_size
         self._limits = limits_of_run(spec)
         self._params = params_of(self._job.temperature)
         self._total_units = spec.facts.total_units
+        is_cpu = spec.facts.device_kind == "cpu"
+        self._core_ids = spec.facts.unit_ids if is_cpu else sorted(os.sched_getaffinity(0))
         self._setups = all_setups(build_plan_table(spec.facts.total_units, spec.facts.unit_granularity))
         self._plan_index = -1
 
     def run(self) -> None:
         self._warm_up()
         job, journal = self._job, self._journal
-        spent_before_s, started_s = journal.spent_s, time.monotonic()
+        spent_before_s, started_ns = journal.spent_s, self._clock_ns()
         done = [(visit.setup, visit.state) for visit in journal.visits]
         num_points = len(self._setups) * job.num_states
+        foreign = ForeignLoad(self._core_ids, [os.getpid(), *self._line.worker_pids])
         with ProgressLine(job.budget_s, spent_before_s, num_points, len(done)) as progress:
             for setup, state in order(self._setups, job.num_states, done, job.seed):
-                spent_s = spent_before_s + time.monotonic() - started_s
+                spent_s = spent_before_s + (self._clock_ns() - started_ns) / 1e9
                 if spent_s >= job.budget_s:
                     return
                 progress.show(spent_s, setup.name, state)
+                foreign.lap()
                 measured = self._visit(setup, state, job.visit_s)
-                spent_s = spent_before_s + time.monotonic() - started_s
-                journal.append(Visit(setup.name, state, spent_s, measured))
+                spent_s = spent_before_s + (self._clock_ns() - started_ns) / 1e9
+                journal.append(Visit(setup.name, state, spent_s, round(foreign.lap(), 3), measured))
 
     def _warm_up(self) -> None:
         """Both phases alone at their largest states: every page of the pool that is used gets mapped."""
@@ -96,14 +105,14 @@ class _Profiler:
         if setup.decode_units:
             decode = DecodeLoad(self._line, limits, decode_state(limits, seed, state), self._params)
             decode.start()
-        self._attend(prefill, decode, time.monotonic_ns() + int(visit_s * 1e9))
+        self._attend(prefill, decode, self._clock_ns() + int(visit_s * 1e9))
         return _measured(setup, prefill, decode)
 
     def _attend(self, prefill: PrefillLoad | None, decode: DecodeLoad | None, until_ns: int) -> None:
         """Hear the reports until the visit is over and the workers are idle again."""
-        give_up_ns = time.monotonic_ns() + int(_PATIENCE_S * 1e9)
+        give_up_ns = self._clock_ns() + int(_PATIENCE_S * 1e9)
         while not all(load is None or load.is_idle for load in (prefill, decode)):
-            now_ns = time.monotonic_ns()
+            now_ns = self._clock_ns()
             if now_ns >= until_ns and all(of_phase or of_phase is None for of_phase in _counted(prefill, decode)):
                 if prefill is not None:
                     prefill.stop()
@@ -114,7 +123,7 @@ class _Profiler:
                 prefill.take(message)
             elif isinstance(message, StepReport) and decode is not None:
                 decode.take(message)
-            elif time.monotonic_ns() >= give_up_ns:
+            elif self._clock_ns() >= give_up_ns:
                 raise MeasuringFailed(f"no result within {_PATIENCE_S:g} s")
 
 

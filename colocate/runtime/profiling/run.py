@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +24,7 @@ from colocate.model.layout import KVLayout
 from colocate.runtime.daemon import run_measuring
 from colocate.runtime.latency_source import default_profile_path
 from colocate.runtime.model_source import model_label
-from colocate.runtime.profiling.journal import header_of, read_journal, refuse_other
+from colocate.runtime.profiling.journal import Visit, header_of, read_journal, refuse_other
 from colocate.runtime.profiling.schedule import all_setups, size_states, size_visit_s
 from colocate.runtime.startup import Startup
 
@@ -97,7 +98,7 @@ def fit_journal(journal: Path, config: ServeConfig, startup: Startup) -> DeviceP
     spent_s = visits[-1].spent_s if visits else 0.0
     facts = DeviceFacts(
         name=header.device,
-        source=f"measured by colocate profile in {spent_s:.0f} s, {len(visits)} visits",
+        source=f"measured by colocate profile in {spent_s:.0f} s, {len(visits)} visits{_others(visits)}",
         units=header.units,
         granularity=header.granularity,
         num_layers=model.num_layers,
@@ -164,6 +165,13 @@ def _kv_tokens(startup: Startup, bytes_per_token: int) -> int:
     if facts.device_kind == "emulated":
         return facts.num_blocks * facts.block_size
     return max(0, available_bytes() - startup.weights_bytes) // bytes_per_token
+
+
+def _others(visits: list[Visit]) -> str:
+    """How busy other programs kept the cores: what an error far above the target may come from."""
+    if not visits:
+        return ""
+    return f"; other programs took {statistics.fmean(visit.foreign for visit in visits):.0%} of the cores meanwhile"
 
 
 def _versions() -> dict[str, str]:

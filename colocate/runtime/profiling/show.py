@@ -71,14 +71,17 @@ def show_profile(profile: DeviceProfile, console: Console) -> None:
     for phase, what in (("prefill", "one forward over new tokens"), ("decode", "one step of rows x context")):
         curves = [curve for curve in curves_of(profile) if curve.phase == phase]
         if curves:
-            console.print(_latency_table(profile, curves, f"{phase}: milliseconds of {what}, alone"))
+            console.print(f"[bold]{phase}: milliseconds of {what}, alone[/]")
+            console.print(_latency_table(profile, curves))
     if profile.contention:
+        console.print("[bold]contention: times slower beside the other phase[/]")
         console.print(_contention_table(profile))
     if profile.noise.sigma:
         noise = profile.noise
         tail = f"{noise.tail_probability:.2%} of the repeats take {noise.tail_factor:.1f} times as long"
         console.print(f"noise of repeats: sigma {noise.sigma:.1%}; {tail}")
     if profile.errors:
+        console.print("[bold]error on held-out states: |predicted - measured| / measured[/]")
         console.print(_error_table(profile.errors))
         console.print(verdict(profile))
 
@@ -96,8 +99,8 @@ def verdict(profile: DeviceProfile) -> str:
     return f"target: {TARGET_WITHIN_15:.0%} of the held-out states within 15%; " + "; ".join(parts)
 
 
-def _latency_table(profile: DeviceProfile, curves: list[Curve], title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", show_footer=True)
+def _latency_table(profile: DeviceProfile, curves: list[Curve]) -> Table:
+    table = Table(show_footer=True)
     table.add_column("units", justify="right", footer="knee")
     for curve in curves:
         table.add_column(curve.label, justify="right", footer=str(curve.knee_units))
@@ -107,7 +110,7 @@ def _latency_table(profile: DeviceProfile, curves: list[Curve], title: str) -> T
 
 
 def _contention_table(profile: DeviceProfile) -> Table:
-    table = Table(title="contention: times slower beside the other phase", title_justify="left", title_style="bold")
+    table = Table()
     for name in ("prefill units", "decode units", "prefill", "decode"):
         table.add_column(name, justify="right")
     for pair in profile.contention:
@@ -118,8 +121,7 @@ def _contention_table(profile: DeviceProfile) -> Table:
 
 
 def _error_table(errors: list[FitError]) -> Table:
-    title = "error on held-out states: |predicted - measured| / measured"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table()
     for name in ("phase", "", "states", "p50", "p95", "max", "within 15%"):
         table.add_column(name, justify="left" if name in ("phase", "") else "right")
     for error in errors:
