@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from colocate.core.queues.tally import Tally
 from colocate.core.queues.waiting import QueueView
 from colocate.core.queues.window import Window
@@ -12,15 +10,6 @@ from colocate.types import RequestId
 
 WINDOW = 32
 MAX_OVERTAKEN = 64
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A request of the window. Times in nanoseconds; `slack_ns` is None where it can miss nothing any more."""
-
-    request: Request
-    predicted_ns: int
-    slack_ns: int | None  # how much longer it can wait before its own prefill must start
 
 
 class SjfWindowQueue(Tally):
@@ -70,7 +59,7 @@ class SjfWindowQueue(Tally):
         if not self._window.keys:
             return None
         self._refresh_one(view)
-        chosen = _choose(self._eligible(), view)
+        chosen = self._choose(self._eligible(), view)
         self._named = chosen.request_id
         return chosen
 
@@ -92,33 +81,28 @@ class SjfWindowQueue(Tally):
                 break
         return requests
 
-
-def _choose(requests: list[Request], view: QueueView) -> Request:
-    """`requests` are in order of arrival, at least one."""
-    if all(request.ttft_deadline_ns == NEVER for request in requests):
-        return min(requests, key=lambda request: request.num_uncached)
-    allowed = _allowed(requests, view)
-    shortest = min(allowed, key=lambda candidate: candidate.request.num_uncached)
-    chosen, least_ns = shortest, shortest.predicted_ns
-    for candidate in allowed:
-        slack_ns = candidate.slack_ns
-        if candidate is not shortest and slack_ns is not None and 0 <= slack_ns < least_ns:
-            chosen, least_ns = candidate, slack_ns
-    return chosen.request
-
-
-def _allowed(requests: list[Request], view: QueueView) -> list[_Candidate]:
-    """Those that break no promise of an older one by going first. The oldest always is."""
-    allowed: list[_Candidate] = []
-    end_ns = view.now_ns  # of the prefill of all up to this one, in order of arrival
-    spare_ns = NEVER  # least slack, in that order, of the older ones that would be in time
-    for request in requests:
-        predicted_ns = round(view.predicted_s(request) * 1e9)
-        deadline_ns = request.ttft_deadline_ns
-        if predicted_ns <= spare_ns:
-            slack_ns = None if deadline_ns == NEVER else deadline_ns - view.now_ns - predicted_ns
-            allowed.append(_Candidate(request, predicted_ns, slack_ns))
-        end_ns += predicted_ns
-        if end_ns <= deadline_ns != NEVER:
-            spare_ns = min(spare_ns, deadline_ns - end_ns)
-    return allowed
+    def _choose(self, requests: list[Request], view: QueueView) -> Request:
+        """`requests` are in order of arrival, at least one. The floor allows the first of them whatever it takes."""
+        deadlines = self.deadlines
+        if not any(request.request_id in deadlines for request in requests):
+            return min(requests, key=lambda request: request.num_uncached)
+        now_ns = end_ns = view.now_ns  # `end_ns`: of the prefill of all up to this one, in order of arrival
+        spare_ns = NEVER  # least slack, in that order, of the older ones that would be in time
+        shortest, shortest_ns = requests[0], NEVER
+        in_time: list[tuple[int, Request]] = []  # own slack of those allowed that can be in time
+        for request in requests:
+            predicted_ns = round(view.predicted_s(request) * 1e9)
+            deadline_ns = deadlines.get(request.request_id)
+            end_ns += predicted_ns
+            if predicted_ns <= spare_ns:
+                if shortest_ns == NEVER or request.num_uncached < shortest.num_uncached:
+                    shortest, shortest_ns = request, predicted_ns
+                if deadline_ns is not None and now_ns + predicted_ns <= deadline_ns:
+                    in_time.append((deadline_ns - now_ns - predicted_ns, request))
+            if deadline_ns is not None and end_ns <= deadline_ns:
+                spare_ns = min(spare_ns, deadline_ns - end_ns)
+        chosen, least_ns = shortest, shortest_ns
+        for slack_ns, request in in_time:
+            if slack_ns < least_ns and request is not shortest:
+                chosen, least_ns = request, slack_ns
+        return chosen

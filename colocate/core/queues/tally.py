@@ -18,14 +18,15 @@ class Tally:
     The work a member adds is remembered, so the sums stay right whatever happens to `request.num_uncached` meanwhile.
     """
 
-    __slots__ = ("_deadlines", "_next_refresh_ns", "_work", "members", "num_pairs", "num_tokens")
+    __slots__ = ("_deadline_order", "_next_refresh_ns", "_work", "deadlines", "members", "num_pairs", "num_tokens")
 
     def __init__(self) -> None:
         self.members: dict[RequestId, Request] = {}
         self.num_tokens = 0
         self.num_pairs = 0.0
         self._work: dict[RequestId, tuple[int, float]] = {}  # what each member adds to the sums
-        self._deadlines = LazyHeap()
+        self.deadlines: dict[RequestId, int] = {}  # `ttft_deadline_ns` of those that have one; fixed while they wait
+        self._deadline_order = LazyHeap()
         self._next_refresh_ns = 0
 
     def __len__(self) -> int:
@@ -41,17 +42,19 @@ class Tally:
         self._add_work(request)
         deadline_ns = request.ttft_deadline_ns
         if deadline_ns != NEVER:
-            self._deadlines.put((deadline_ns, request_id))
+            self.deadlines[request_id] = deadline_ns
+            self._deadline_order.put((deadline_ns, request_id))
 
     def leave(self, request_id: RequestId) -> Request:
         """Raises KeyError where it is not a member."""
         request = self.members.pop(request_id)
         self._drop_work(request_id)
-        self._deadlines.discard(request_id)
+        if self.deadlines.pop(request_id, None) is not None:
+            self._deadline_order.discard(request_id)
         return request
 
     def earliest_deadline_ns(self) -> int | None:
-        first = self._deadlines.first()
+        first = self._deadline_order.first()
         return None if first is None else first[0]
 
     def may_refresh(self, now_ns: int) -> bool:
