@@ -97,6 +97,10 @@ class Drained(Struct, frozen=True, tag=True):
     """Frontend -> supervisor: no request is in flight any more."""
 
 
+class ReloadPlans(Struct, frozen=True, tag=True):
+    """Supervisor -> engine, on SIGHUP: read the plan file again."""
+
+
 class Shutdown(Struct, frozen=True, tag=True):
     """Supervisor -> child: leave now, cleanly."""
 

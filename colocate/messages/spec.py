@@ -25,6 +25,8 @@ class RuntimeFacts(Struct, frozen=True):
     num_blocks: int
     block_size: int
     latency: DeviceProfile | None = None  # what the engine predicts from, without samples; None: it cannot
+    candidates: tuple[str, ...] = ()  # of the plan file as it was at start; empty: every plan of the device
+    best_static: str = ""  # of the plan file
 
 
 class OneShot(Struct, frozen=True):

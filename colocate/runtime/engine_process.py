@@ -23,7 +23,7 @@ from colocate.core.engine import Engine, Event
 from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
 from colocate.errors import ChannelClosed, ConfigError, FrameTooLarge
-from colocate.messages.client import Abort, OutputItem, Outputs
+from colocate.messages.client import Abort, OutputItem, Outputs, UsePlans
 from colocate.messages.control import (
     ChannelBroken,
     ChildReady,
@@ -31,6 +31,7 @@ from colocate.messages.control import (
     FrontendGone,
     FrontendStarting,
     PoisonFailed,
+    ReloadPlans,
     Shutdown,
     Tick,
     WorkerGone,
@@ -39,6 +40,8 @@ from colocate.messages.control import (
 from colocate.messages.decode import DecodeUpdate
 from colocate.messages.prefill import BatchFailed, PrefillBatch
 from colocate.messages.spec import ProcessSpec
+from colocate.runtime.model_source import model_label
+from colocate.runtime.plan_source import PlanChoice, PlanSource, PlanWatch
 from colocate.telemetry.event_log import LOG_VERSION, EventLogWriter, LogHeader
 from colocate.transport.board import Board
 from colocate.transport.channel import Channel
@@ -54,6 +57,7 @@ RETRY_S = 0.002  # while a channel is full
 # How long a dead peer's last messages may take from the kernel's buffer to ours.
 LAST_WORDS_S = 0.005
 MAX_EVENTS_PER_TURN = 64
+NOBODY_ASKS = 0  # the frontend's queries count from 1: the answer to this one is dropped there
 
 
 def engine_settings(spec: ProcessSpec, last_plan_seq: int) -> EngineSettings:
@@ -77,6 +81,8 @@ def engine_settings(spec: ProcessSpec, last_plan_seq: int) -> EngineSettings:
         slo_classes=slo_classes(scheduler),
         default_slo_class=scheduler.default_slo_class or "",
         max_slice_ms=scheduler.max_slice_ms,
+        candidates=facts.candidates,
+        best_static=facts.best_static,
         seed=spec.config.model.seed,
     )
 
@@ -92,6 +98,7 @@ class EngineDriver:
         settings = engine_settings(spec, board.plan().seq)
         self._engine = Engine(settings)
         self._log = _open_log(spec, settings)
+        self._plan_watch = _watch_plans(spec, settings)
         self._running = True
         self._undelivered: deque[Event] = deque()
         self._next_tick_ns = 0
@@ -127,6 +134,7 @@ class EngineDriver:
             self._next_tick_ns = now_ns + int(TICK_S * 1e9)
             self._board.beat(Role.ENGINE, now_ns)
             self._handle(Tick())
+            self._reload_plans()
             self._record(EventLogWriter.flush)
 
     # -- events in -------------------------------------------------------------------------------------------------
@@ -136,6 +144,13 @@ class EngineDriver:
         commands = self._engine.handle(event, now_ns)
         self._record(lambda log: log.record(now_ns, event, commands))
         self._carry_out(commands)
+
+    def _reload_plans(self, *, force: bool = False) -> None:
+        if self._plan_watch is None:
+            return
+        choice = self._plan_watch.poll(time.monotonic(), force=force)
+        if choice is not None:
+            self._handle(UsePlans(NOBODY_ASKS, list(choice.candidates), choice.best_static))
 
     def _record(self, write: Callable[[EventLogWriter], None]) -> None:
         """A disk that is full ends the log, not the service."""
@@ -188,6 +203,8 @@ class EngineDriver:
             self._handle(message)
         elif isinstance(message, Drain):
             self._handle(message)
+        elif isinstance(message, ReloadPlans):
+            self._reload_plans(force=True)
         elif isinstance(message, Shutdown):
             self._running = False
 
@@ -267,6 +284,15 @@ class EngineDriver:
         if channel is not None:
             channel.close()
             self._watch()
+
+
+def _watch_plans(spec: ProcessSpec, settings: EngineSettings) -> PlanWatch | None:
+    path = spec.config.scheduler.plans
+    if path is None:
+        return None
+    label = model_label(spec.config.model.model)
+    source = PlanSource(Path(path), settings.plan_table(), spec.facts.device_name, label)
+    return PlanWatch(source, PlanChoice(settings.candidates, settings.best_static))
 
 
 def _open_log(spec: ProcessSpec, settings: EngineSettings) -> EventLogWriter | None:

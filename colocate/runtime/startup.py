@@ -8,7 +8,10 @@ from pathlib import Path
 
 from colocate.config.serve import ServeConfig
 from colocate.config.sizes import format_size
+from colocate.core.latency import LatencyModel
 from colocate.core.plan import PlanTable, build_plan_table
+from colocate.core.policy.choose import choose_policy
+from colocate.core.settings import EngineSettings
 from colocate.device.cpu.memory import available_bytes
 from colocate.device.cpu.torch_facts import probe_torch
 from colocate.device.resolve import DeviceFacts, resolve_device
@@ -18,6 +21,7 @@ from colocate.model.config import ModelConfig, load_model_config
 from colocate.model.layout import KVLayout, WeightLayout
 from colocate.runtime.latency_source import engine_latency
 from colocate.runtime.model_source import locate_model, model_label
+from colocate.runtime.plan_source import PlanChoice, PlanSource
 
 # What two workers, engine, frontend and keeper take beside weights and KV, mostly torch: measured on the demo model.
 _PROCESSES_BYTES = 700 << 20
@@ -41,7 +45,6 @@ def prepare(config: ServeConfig) -> Startup:
     model = load_model_config(model_dir)
     device = resolve_device(config.device)
     plans = build_plan_table(device.total_units, device.unit_granularity)
-    _check_plan(config.scheduler.plan, plans)
     notes: list[str] = []
     dtype = _choose_dtype(config.model.dtype, model, device, notes)
     kv_bytes_per_block = KVLayout(model, dtype, 1, config.memory.block_size).nbytes
@@ -52,6 +55,7 @@ def prepare(config: ServeConfig) -> Startup:
         _check_memory(weights_bytes, kv_bytes)
     if config.telemetry.event_log is not None:
         _check_event_log(Path(config.telemetry.event_log))
+    choice = _read_plan_file(config, plans, device, notes)
     names = config.model.served_model_name
     label = model_label(config.model.model)
     facts = RuntimeFacts(
@@ -68,7 +72,10 @@ def prepare(config: ServeConfig) -> Startup:
         num_blocks=num_blocks,
         block_size=config.memory.block_size,
         latency=engine_latency(config.device, device, model, label, dtype, notes),
+        candidates=choice.candidates,
+        best_static=choice.best_static,
     )
+    _check_policies(config, facts, plans)
     return Startup(facts, plans, weights_bytes, kv_bytes, tuple(notes))
 
 
@@ -83,9 +90,38 @@ def _check_event_log(directory: Path) -> None:
         raise ConfigError("event_log", problem, "give --event-log a directory that this user may write to") from None
 
 
-def _check_plan(setting: str, plans: PlanTable) -> None:
-    if setting != "elastic":
-        plans.index_of(setting.removeprefix("static:"))
+def _read_plan_file(config: ServeConfig, table: PlanTable, device: DeviceFacts, notes: list[str]) -> PlanChoice:
+    path = config.scheduler.plans
+    if path is None:
+        return PlanChoice()
+    if config.scheduler.mode != "colocated":
+        raise ConfigError("plans", f"mode {config.scheduler.mode!r} runs no partition", "drop --plans")
+    source = PlanSource(Path(path), table, device.name, model_label(config.model.model))
+    choice, file = source.read()
+    if file.prediction == "roofline":
+        notes.append(f"plans of {path} come from a roofline prior, not from a measurement: no verdict")
+    return choice
+
+
+def _check_policies(config: ServeConfig, facts: RuntimeFacts, table: PlanTable) -> None:
+    """Resolve the policies as the engine will, before anything starts."""
+    scheduler = config.scheduler
+    settings = EngineSettings(
+        num_blocks=facts.num_blocks,
+        block_size=facts.block_size,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_queue=scheduler.max_queue,
+        total_units=facts.total_units,
+        unit_granularity=facts.unit_granularity,
+        mode=scheduler.mode,
+        candidates=facts.candidates,
+        best_static=facts.best_static,
+    )
+    model = None if facts.latency is None else LatencyModel(facts.latency)
+    for word in (scheduler.plan, scheduler.shadow):
+        if word is not None:
+            choose_policy(settings, word, table, model)
 
 
 def _choose_dtype(setting: str, model: ModelConfig, device: DeviceFacts, notes: list[str]) -> str:

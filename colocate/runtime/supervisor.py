@@ -29,6 +29,7 @@ from colocate.messages.control import (
     Drained,
     PoisonFailed,
     ProcessTable,
+    ReloadPlans,
     Shutdown,
     StartupPhase,
 )
@@ -273,7 +274,9 @@ class Supervisor:
         self._signals_out.setblocking(False)
         self._selector.register(self._signals_in, selectors.EVENT_READ, None)
         old_wakeup = signal.set_wakeup_fd(self._signals_out.fileno(), warn_on_full_buffer=False)
-        caught = (signal.SIGINT, signal.SIGTERM)
+        # Without a plan file a lost terminal ends the run, as everywhere.
+        reload = (signal.SIGHUP,) if self._config.scheduler.plans is not None else ()
+        caught = (signal.SIGINT, signal.SIGTERM, *reload)
         for number in caught:
             signal.signal(number, lambda *_: None)
 
@@ -290,6 +293,8 @@ class Supervisor:
 
     def _on_signals(self, numbers: bytes) -> None:
         for number in numbers:
+            if number == signal.SIGHUP:
+                self._crew.tell(Role.ENGINE, ReloadPlans())
             if number not in (signal.SIGINT, signal.SIGTERM):
                 continue
             if self._lifecycle is Lifecycle.SERVING and not self._crew.is_one_shot:

@@ -28,6 +28,7 @@ ControlMessage = Union[  # noqa: UP007 - one name for the type checker and for m
     control.FrontendGone,
     control.Drain,
     control.Drained,
+    control.ReloadPlans,
     control.Shutdown,
     control.ProcessTable,
 ]
