@@ -18,13 +18,14 @@ from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.transport.board import Board
 from colocate.transport.control import ControlChannel
 from colocate.transport.memory_channel import MemoryChannel, memory_pair
-from colocate.transport.vocabulary import ENGINE_TO, FROM_DECODE, FROM_PREFILL
+from colocate.transport.vocabulary import ENGINE_TO, FROM_WORKER
 from colocate.types import Role
 from colocate.worker.boundary import Boundary
 from colocate.worker.decode_loop import DecodeLoop
-from colocate.worker.emulated_executor import EmulatedDecodeExecutor, EmulatedPrefillExecutor
+from colocate.worker.emulated_executor import EmulatedDecodeExecutor, EmulatedHybridExecutor, EmulatedPrefillExecutor
 from colocate.worker.engine_link import EngineLink
 from colocate.worker.executor import PrefillExecutor
+from colocate.worker.hybrid_loop import HybridLoop
 from colocate.worker.prefill_loop import PrefillLoop
 from colocate.worker.progress import Progress
 from colocate.worker.slice_pace import SlicePace
@@ -70,15 +71,22 @@ class Bench:
         injector = FaultInjector(parsed, self.role, 1, self.link.inject)
         timer = PhaseTimer(self.role.value, None, lambda: 0)
         draw = TokenDraw(VOCAB_SIZE, reserved=poison_tokens(parsed))
-        self.loop: PrefillLoop | DecodeLoop
+        self.loop: PrefillLoop | DecodeLoop | HybridLoop
         if self.role is Role.PREFILL:
             prefill = self.prefill or EmulatedPrefillExecutor(draw, timer, injector, poison_tokens(parsed))
             self.loop = PrefillLoop(self._station(prefill.units_changed), prefill, SlicePace(self.max_slice_s))
-        else:
+        elif self.role is Role.DECODE:
             decode = EmulatedDecodeExecutor(draw, timer, injector)
             self.loop = DecodeLoop(self._station(decode.units_changed), decode, StandingBatch(BLOCK_SIZE))
+        else:
+            hybrid = EmulatedHybridExecutor(
+                EmulatedPrefillExecutor(draw, timer, injector, poison_tokens(parsed)),
+                EmulatedDecodeExecutor(draw, timer, injector),
+                timer,
+            )
+            self.loop = HybridLoop(self._station(hybrid.units_changed), hybrid, StandingBatch(BLOCK_SIZE))
         self.link.meet(EngineAt(1, "engine-1"))
-        self.set_plan("p8d4")
+        self.set_plan("shared" if self.role is Role.HYBRID else "p8d4")
 
     def _station(self, units_changed: object) -> Station:
         assert callable(units_changed)
@@ -87,8 +95,7 @@ class Bench:
         return Station(self.link, boundary, progress, self.clock)
 
     def _open(self, address: str) -> MemoryChannel:
-        inbound = FROM_PREFILL if self.role is Role.PREFILL else FROM_DECODE
-        worker, engine = memory_pair(ENGINE_TO[self.role], inbound, high_water=self.high_water)
+        worker, engine = memory_pair(ENGINE_TO[self.role], FROM_WORKER[self.role], high_water=self.high_water)
         self.engines[address] = engine
         return worker
 

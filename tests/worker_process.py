@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import Struct
 
+from colocate.config.roles import ANY_WORKER
 from colocate.config.serve import DeviceSection, ServeConfig
 from colocate.core.plan import PlanTable, build_plan_table
 from colocate.messages.control import ChildReady, EngineAt
@@ -23,7 +24,7 @@ from colocate.transport.channel import worker_address
 from colocate.transport.control import ControlChannel
 from colocate.transport.waiting import wait
 from colocate.transport.zmq_channel import ZmqChannel, bind_for_worker
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import Role
 from tests.limits import LIMIT_S
 
 TOTAL_UNITS = 12
@@ -87,7 +88,7 @@ class WorkerUnderTest:
     def set_plan(self, name: str) -> int:
         seq = self.board.plan().seq + 1
         self.board.set_plan(seq, self.table.index_of(name))
-        for role in WORKER_ROLES:
+        for role in ANY_WORKER:
             self.board.ring(role)
         return seq
 

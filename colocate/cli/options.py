@@ -37,7 +37,12 @@ HELP: dict[str, tuple[str, str, str]] = {
         "PLAN",
         "The policy: elastic, slo, on-demand, static:PLAN, or the name of a plan such as p1d1 or shared.",
     ),
-    "mode": (DEVICE_PANEL, "MODE", "colocated (each phase on its own units) or shared (no partition; a baseline)."),
+    "mode": (
+        DEVICE_PANEL,
+        "MODE",
+        "colocated (each phase on its own units), shared (no partition) or chunked (one worker runs chunks of prompts "
+        "in the same forward as decode); the last two are baselines.",
+    ),
     "profile": (
         DEVICE_PANEL,
         "FILE",
@@ -48,7 +53,11 @@ HELP: dict[str, tuple[str, str, str]] = {
     "kv_memory": (MEMORY_PANEL, "SIZE", "Size of the KV pool, e.g. 2GiB."),
     "block_size": (MEMORY_PANEL, "N", "Tokens per KV block."),
     "max_num_seqs": (MEMORY_PANEL, "N", "Most requests decoding at once."),
-    "max_num_batched_tokens": (MEMORY_PANEL, "N", "Most tokens in one prefill forward; longer prompts run in chunks."),
+    "max_num_batched_tokens": (
+        MEMORY_PANEL,
+        "N",
+        "Most tokens in one prefill forward; longer prompts run in chunks. In mode chunked, decode's rows count too.",
+    ),
     "max_queue": (MEMORY_PANEL, "N", "Most requests waiting; further ones are answered 429 with Retry-After."),
     "discipline": (
         MEMORY_PANEL,
@@ -110,7 +119,11 @@ HELP: dict[str, tuple[str, str, str]] = {
     "event_log": (LOG_PANEL, "DIR", "Record every event and command of the engine there, for `colocate replay`."),
 }
 # Shorter spellings of flags that are often typed.
-_ALSO: dict[str, tuple[str, ...]] = {"faults": ("--fault",), "drain_timeout_s": ("--drain-timeout",)}
+_ALSO: dict[str, tuple[str, ...]] = {
+    "faults": ("--fault",),
+    "drain_timeout_s": ("--drain-timeout",),
+    "max_num_batched_tokens": ("--chunk-size",),
+}
 
 SERVE_OPTIONS = tuple(HELP)
 # What `colocate generate` needs of them: no HTTP.

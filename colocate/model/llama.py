@@ -1,7 +1,7 @@
 """The decoder of the Llama family, as functions over mapped memory.
 
 No modules and no copies of weights: `WeightView`s of the keeper's segment, a KV pool, and scratch that is reused from
-layer to layer. One code path serves prefill and decode; only the attention call differs.
+layer to layer. One code path serves prefill, decode and both in one forward; only the attention call differs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
-from colocate.model.attention.seam import Attention, DecodeRows, PrefillRows
+from colocate.model.attention.seam import Attention, DecodeRows, HybridRows, PrefillRows
 from colocate.model.config import ModelConfig
 from colocate.model.layout import KVLayout, WeightLayout
 from colocate.model.linear import Linear
@@ -68,7 +68,7 @@ class Packed:
 
     cos: Tensor
     sin: Tensor
-    rows: PrefillRows | DecodeRows
+    rows: PrefillRows | DecodeRows | HybridRows
 
 
 class FusedLayers(Protocol):
@@ -150,8 +150,12 @@ class LlamaModel:
         out = self._scratch.take("attention", num_tokens, config.q_size)
         if isinstance(packed.rows, DecodeRows):
             self._attention.decode(layer, q, packed.rows, out)
-        else:
+        elif isinstance(packed.rows, PrefillRows):
             self._attention.prefill(layer, q, kv, packed.rows, out)
+        else:
+            both, first = packed.rows, len(packed.rows.prefill.slots)  # the first place of a standing row
+            self._attention.prefill(layer, q[:first], kv[:first], both.prefill, out[:first])
+            self._attention.decode(layer, q[first:], both.decode, out[first:])
         self._linear.add_project(hidden, out, weights.o, weights.o_bias)
 
     def _feed_forward(self, layer: int, hidden: Tensor) -> None:

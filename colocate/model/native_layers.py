@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from colocate.model.attention.seam import DecodeRows, PrefillRows
+from colocate.model.attention.seam import DecodeRows, HybridRows, PrefillRows
 from colocate.model.config import ModelConfig
 from colocate.model.kv import KVPool
 from colocate.model.llama import LayerWeights, Packed, all_layer_weights
@@ -83,10 +83,7 @@ class NativeLayers:
     def run(self, hidden: Tensor, start: int, stop: int, packed: Packed) -> None:
         """Layers start .. stop - 1, in place on `hidden` [tokens, hidden_size]; writes the tokens' KV."""
         rows = packed.rows
-        if isinstance(rows, DecodeRows):
-            tables, context_lens, longest = rows.tables.block_tables, rows.context_lens, rows.max_context_len
-        else:
-            tables, context_lens, longest = _as_single_rows(rows)
+        tables, context_lens, longest = _as_single_rows(rows)
         state = hidden if hidden.dtype is torch.float32 else hidden.float()
         cos, sin = packed.cos.float(), packed.sin.float()
         num_threads = torch.get_num_threads()
@@ -97,7 +94,7 @@ class NativeLayers:
         batch = DecodeBatch(
             len(state), num_threads, tables.stride(0), state.data_ptr(), cos.data_ptr(), sin.data_ptr(),
             rows.slots.data_ptr(), tables.data_ptr(), context_lens.data_ptr(), base + -base % 64, longest,
-            isinstance(rows, PrefillRows),
+            not isinstance(rows, DecodeRows),
         )  # fmt: skip
         address = ctypes.addressof(self._layers) + start * ctypes.sizeof(LayerPointers)
         self._kernels.decode_layers(self._shape, address, stop - start, batch, self._dtype)
@@ -126,8 +123,18 @@ def layer_pointers(weights: LayerWeights, layer_pool: Tensor, window: int | None
     )  # fmt: skip
 
 
-def _as_single_rows(rows: PrefillRows) -> tuple[Tensor, Tensor, int]:
+def _as_single_rows(rows: PrefillRows | DecodeRows | HybridRows) -> tuple[Tensor, Tensor, int]:
     """Every token as a row of its own: block tables [tokens, most blocks], context lengths [tokens], the longest."""
+    if isinstance(rows, DecodeRows):
+        return rows.tables.block_tables, rows.context_lens, rows.max_context_len
+    if isinstance(rows, HybridRows):
+        chunk_tables, chunk_lens, chunk_longest = _as_single_rows(rows.prefill)
+        own = rows.decode
+        num_tokens, width = chunk_tables.shape
+        both = torch.zeros(num_tokens + len(own.slots), max(width, own.tables.block_tables.shape[1]), dtype=torch.int64)
+        both[:num_tokens, :width] = chunk_tables
+        both[num_tokens:, : own.tables.block_tables.shape[1]] = own.tables.block_tables
+        return both, torch.cat((chunk_lens, own.context_lens)), max(chunk_longest, own.max_context_len)
     width = max(len(span.block_table) for span in rows.spans)
     num_tokens = sum(span.num_tokens for span in rows.spans)
     tables = torch.zeros(num_tokens, width, dtype=torch.int64)

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from colocate.config.roles import ANY_WORKER
 from colocate.device.cpu.torch_facts import PASSIVE_OPENMP
 from colocate.errors import ChannelClosed, InvariantError
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.control import ControlChannel, ControlMessage
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import Role
 
 
 class ChildState(Enum):
@@ -132,7 +133,7 @@ class Child:
 
 def _environment(role: Role) -> dict[str, str]:
     environment = {**os.environ, **_COMMON_ENVIRONMENT}
-    if role in WORKER_ROLES:
+    if role in ANY_WORKER:
         return {**environment, **PASSIVE_OPENMP}
     return {**environment, **_ONE_THREAD}
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from colocate.config.serve import ServeConfig
+from colocate.config.roles import ANY_WORKER, roles_of
+from colocate.config.serve import Mode, ServeConfig
 from colocate.messages.control import (
     EngineAt,
     FrontendGone,
@@ -25,14 +26,12 @@ from colocate.runtime.restart import RestartBudget
 from colocate.transport.board import Board
 from colocate.transport.channel import frontend_address, keeper_address, worker_address
 from colocate.transport.control import ControlChannel, ControlMessage
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import Role
 
-# The order of starting; everything runs at the same time, so this only decides who imports first.
-START_ORDER = (Role.PREFILL, Role.DECODE, Role.KEEPER, Role.ENGINE, Role.FRONTEND)
 # The order in which simultaneous deaths are handled: causes before consequences.
-LOSS_ORDER = (Role.KEEPER, Role.ENGINE, *WORKER_ROLES, Role.FRONTEND)
+LOSS_ORDER = (Role.KEEPER, Role.ENGINE, *ANY_WORKER, Role.FRONTEND)
 # Who cannot go on when a role is lost and is killed with it.
-_DEPENDENTS: dict[Role, tuple[Role, ...]] = {Role.KEEPER: (Role.ENGINE, *WORKER_ROLES)}
+_DEPENDENTS: dict[Role, tuple[Role, ...]] = {Role.KEEPER: (Role.ENGINE, *ANY_WORKER)}
 
 
 @dataclass(slots=True)
@@ -75,7 +74,7 @@ class Crew:
         supervision = config.supervisor
         self.slots = {
             role: Slot(role, RestartBudget(supervision.max_restarts, supervision.restart_window_s))
-            for role in START_ORDER
+            for role in start_order(config.scheduler.mode)
             if profiling is None or role is not Role.FRONTEND
         }
 
@@ -155,7 +154,7 @@ class Crew:
 
     def _engine_address(self, role: Role, incarnation: int) -> str:
         epoch = max(0, self._epoch)
-        if role in WORKER_ROLES:
+        if role in ANY_WORKER:
             return worker_address(self._run_id, epoch, role, incarnation)
         if role is Role.FRONTEND:
             return frontend_address(self._run_id, epoch, incarnation)
@@ -164,7 +163,7 @@ class Crew:
     def _announce(self, role: Role, incarnation: int) -> None:
         """Before the newcomer exists: the engine binds where it will connect."""
         address = self._engine_address(role, incarnation)
-        if role in WORKER_ROLES:
+        if role in ANY_WORKER:
             self.tell(Role.ENGINE, WorkerStarting(role, incarnation, address))
         elif role is Role.FRONTEND and self._engine_expects != incarnation:
             self._engine_expects = incarnation
@@ -174,12 +173,12 @@ class Crew:
 
     def _introduce_engine(self) -> None:
         """A new engine learns of the processes that are there, and they of it."""
-        for role in (*WORKER_ROLES, Role.FRONTEND):
-            child = self._child_of(role)
-            if child is None:
+        for role, slot in self.slots.items():
+            child = slot.child
+            if child is None or not (role in ANY_WORKER or role is Role.FRONTEND):
                 continue
             address = self._engine_address(role, child.incarnation)
-            if role in WORKER_ROLES:
+            if role in ANY_WORKER:
                 self.tell(Role.ENGINE, WorkerStarting(role, child.incarnation, address))
             if self._epoch > 0:
                 child.tell(EngineAt(self._epoch, address))
@@ -191,15 +190,19 @@ class Crew:
         slot = self.slots[child.role]
         slot.child = None
         self.board.clear(child.role)
-        if child.role in WORKER_ROLES:
+        if child.role in ANY_WORKER:
             self.tell(Role.ENGINE, WorkerGone(child.role, child.incarnation, ended.cause))
         elif child.role is Role.FRONTEND:
             self.tell(Role.ENGINE, FrontendGone(child.incarnation))
         return ended
 
+    def dependents_of(self, role: Role) -> tuple[Role, ...]:
+        """Who cannot go on without it, of the roles of this run."""
+        return tuple(other for other in _DEPENDENTS.get(role, ()) if other in self.slots)
+
     def bury_dependents(self, role: Role, forget: Callable[[Child], None]) -> list[Child]:
         """Kill and reap those who cannot outlive `role`. `forget` is called for each before it is reaped."""
-        children = [child for dependent in dependents_of(role) if (child := self.slots[dependent].child) is not None]
+        children = [child for other in self.dependents_of(role) if (child := self.slots[other].child) is not None]
         for child in children:
             child.kill(f"its memory went with the {role.value}")
         for child in children:
@@ -215,8 +218,9 @@ class Crew:
         return [_info(slot, now_s) for slot in self.slots.values()]
 
 
-def dependents_of(role: Role) -> tuple[Role, ...]:
-    return _DEPENDENTS.get(role, ())
+def start_order(mode: Mode) -> tuple[Role, ...]:
+    """The processes of a run. Everything runs at the same time, so the order only decides who imports first."""
+    return (*roles_of(mode), Role.KEEPER, Role.ENGINE, Role.FRONTEND)
 
 
 def _info(slot: Slot, now_s: float) -> ProcessInfo:

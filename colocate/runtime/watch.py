@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from colocate.config.roles import ANY_WORKER
 from colocate.config.serve import SupervisorSection
 from colocate.runtime.child import Child, ChildState
 from colocate.transport.board import Board
-from colocate.types import WORKER_ROLES
 
 
 def reason_to_kill(child: Child, board: Board, settings: SupervisorSection) -> str | None:
@@ -24,7 +24,7 @@ def reason_to_kill(child: Child, board: Board, settings: SupervisorSection) -> s
     silent_s = (now_ns - max(board.beat_of(child.role), int(child.ready_s * 1e9))) / 1e9
     if silent_s > settings.heartbeat_timeout_s:
         return f"silent for {silent_s:.1f} s"
-    if child.role in WORKER_ROLES:
+    if child.role in ANY_WORKER:
         deadline_ns = board.progress_of(child.role).deadline_ns
         if 0 < deadline_ns < now_ns:
             return f"no progress: its step is {(now_ns - deadline_ns) / 1e9:.1f} s past its deadline"

@@ -16,8 +16,9 @@ import os
 import threading
 from typing import NamedTuple
 
+from colocate.config.roles import ANY_WORKER
 from colocate.errors import ChannelClosed, ConfigError, InvariantError
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import Role
 
 BOARD_BYTES = 4096
 _MAGIC = 0x636F6C6F63617465  # "colocate"
@@ -26,8 +27,8 @@ _LINE = 16  # words from one writer's line to the next: 128 bytes, as prefetcher
 
 _PLAN = 1 * _LINE
 _BEATS = {role: (2 + index) * _LINE for index, role in enumerate(Role)}
-_APPLIED = {role: (10 + 2 * index) * _LINE for index, role in enumerate(WORKER_ROLES)}
-_PROGRESS = {role: (11 + 2 * index) * _LINE for index, role in enumerate(WORKER_ROLES)}
+_APPLIED = {role: (10 + 2 * index) * _LINE for index, role in enumerate(ANY_WORKER)}
+_PROGRESS = {role: (11 + 2 * index) * _LINE for index, role in enumerate(ANY_WORKER)}
 _HELD_OFFSET = 8  # within the applied line: a word of its own
 
 _INDEX_BITS = 16
@@ -81,7 +82,7 @@ class Board:
         """A new, empty board in anonymous memory. Its creator passes `fd` and `bell_fds` on to its children."""
         fd = os.memfd_create("colocate-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, BOARD_BYTES)
-        bell_fds = tuple(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in WORKER_ROLES)
+        bell_fds = tuple(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in ANY_WORKER)
         board = cls(fd, bell_fds, owns_fds=True)
         board._words[1] = _LAYOUT_VERSION
         board._words[0] = _MAGIC
@@ -112,17 +113,17 @@ class Board:
     def ring(self, role: Role) -> None:
         """Wake this worker, now or at its next rest. Idempotent until it is hushed."""
         if self.bell_fds:
-            os.eventfd_write(self.bell_fds[WORKER_ROLES.index(role)], 1)
+            os.eventfd_write(self.bell_fds[ANY_WORKER.index(role)], 1)
 
     def bell_of(self, role: Role) -> int | None:
         """The descriptor this worker sleeps on, beside its messages: readable once rung."""
-        return self.bell_fds[WORKER_ROLES.index(role)] if self.bell_fds else None
+        return self.bell_fds[ANY_WORKER.index(role)] if self.bell_fds else None
 
     def hush(self, role: Role) -> None:
         """This worker is awake; it looks at the board after this, so no ring is lost."""
         if self.bell_fds:
             try:
-                os.eventfd_read(self.bell_fds[WORKER_ROLES.index(role)])
+                os.eventfd_read(self.bell_fds[ANY_WORKER.index(role)])
             except BlockingIOError:
                 pass  # it was not rung
 
@@ -177,7 +178,7 @@ class Board:
         """Forget everything a process wrote. By its supervisor once it is reaped, or by its successor at birth: a dead
         worker holds no units, and its last deadline must not condemn the next one."""
         self._words[_BEATS[role]] = 0
-        if role in WORKER_ROLES:
+        if role in ANY_WORKER:
             self._publish(_PROGRESS[role], 0, 0)
             self._publish(_APPLIED[role], 0, 0)
             self.set_held(role, 0)

@@ -12,7 +12,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from colocate.errors import ChannelClosed, ConfigError
 from colocate.transport.framing import MAX_FRAME_BYTES, Framer
-from colocate.transport.vocabulary import ENGINE_TO, FROM_DECODE, FROM_FRONTEND, FROM_PREFILL
+from colocate.transport.vocabulary import ENGINE_TO, FROM_FRONTEND, FROM_WORKER
 from colocate.types import Role
 
 # Only peers of our own user may connect (zmq_setsockopt(3), ZMQ_IPC_FILTER_UID); pyzmq gives it no name.
@@ -122,8 +122,8 @@ class ZmqChannel:
 
 
 def bind_for_worker(address: str, role: Role) -> ZmqChannel:
-    """The engine's end of the channel to a prefill or decode worker."""
-    return ZmqChannel.bind(address, FROM_PREFILL if role is Role.PREFILL else FROM_DECODE)
+    """The engine's end of the channel to a worker."""
+    return ZmqChannel.bind(address, FROM_WORKER[role])
 
 
 def bind_for_frontend(address: str) -> ZmqChannel:

@@ -9,6 +9,8 @@ Each worker publishes how many units it holds, counted from its own end of the d
 4. Under the plan named `shared` both see every unit and nobody waits.
 
 A plan is in force here once the whole share is held and, unless it is shared, nobody else holds any of it.
+
+In mode `chunked` the only worker has no peer, its plan is `shared`, and it acknowledges for both phases.
 """
 
 from __future__ import annotations
@@ -21,6 +23,11 @@ from colocate.errors import InvariantError
 from colocate.messages.control import PlanApplied
 from colocate.transport.board import Board, plan_of
 from colocate.types import Role
+
+
+def peer_of(role: Role) -> Role | None:
+    """The worker of the other phase; None where one worker runs both."""
+    return {Role.PREFILL: Role.DECODE, Role.DECODE: Role.PREFILL}.get(role)
 
 
 class Boundary:
@@ -36,7 +43,7 @@ class Boundary:
         clock_ns: Callable[[], int],
     ) -> None:
         self._role = role
-        self._peer = Role.DECODE if role is Role.PREFILL else Role.PREFILL
+        self._peer = peer_of(role)
         self._table = table
         self._board = board
         self._partition = partition
@@ -48,7 +55,7 @@ class Boundary:
         self.is_pending = False  # the plan asked for is not in force yet: look again soon
 
     def check(self) -> PlanApplied | None:
-        """Act on the board's plan word. The acknowledgement to send, if a plan came into force."""
+        """Act on the board's plan word. If a plan came into force: what to acknowledge, under this worker's role."""
         word = self._board.plan_word()
         if word == self._word and not self.is_pending:
             return None
@@ -85,15 +92,19 @@ class Boundary:
         return self._table.plans[plan_index]
 
     def _is_exclusive(self, num_units: int) -> bool:
-        return num_units + self._board.held(self._peer) <= self._table.total_units
+        return num_units + self._held_by_peer() <= self._table.total_units
+
+    def _held_by_peer(self) -> int:
+        return 0 if self._peer is None else self._board.held(self._peer)
 
     def _release(self, num_units: int) -> None:
         self._take(num_units)
         self._board.set_held(self._role, num_units)
-        self._board.ring(self._peer)  # it may be waiting for just these
+        if self._peer is not None:
+            self._board.ring(self._peer)  # it may be waiting for just these
 
     def _grow(self, target: int, is_shared: bool) -> None:
-        free = self._table.total_units if is_shared else self._table.total_units - self._board.held(self._peer)
+        free = self._table.total_units if is_shared else self._table.total_units - self._held_by_peer()
         claim = min(target, free)
         if claim <= self.num_units:
             return

@@ -21,8 +21,15 @@ from colocate.model.native import prepare_kernels
 from colocate.transport.board import Board
 from colocate.types import Role
 from colocate.worker.attach import attach
-from colocate.worker.executor import DecodeExecutor, PrefillExecutor
-from colocate.worker.warm_up import largest_decode, largest_prefill, warm_decode, warm_prefill
+from colocate.worker.executor import DecodeExecutor, HybridExecutor, PrefillExecutor
+from colocate.worker.warm_up import (
+    largest_decode,
+    largest_hybrid,
+    largest_prefill,
+    warm_decode,
+    warm_hybrid,
+    warm_prefill,
+)
 
 
 class CpuDevice:
@@ -66,6 +73,18 @@ class CpuDevice:
         warm.units_changed(num_units)
         warm_decode(warm, rows)
         return ModelDecodeExecutor(config, self._spec.facts, weights, self._memory.kv, deterministic)
+
+    def hybrid_executor(self) -> HybridExecutor:
+        from colocate.worker.hybrid_executor import ModelHybridExecutor
+
+        facts, batch, rows = largest_hybrid(self._spec)
+        num_units = self._confine_warm_up()
+        deterministic = self._spec.config.model.deterministic
+        config, weights = self._config, self._memory.weights
+        warm = ModelHybridExecutor(config, facts, weights, self._scratch_kv(facts.num_blocks), deterministic)
+        warm.units_changed(num_units)
+        warm_hybrid(warm, batch, rows)
+        return ModelHybridExecutor(config, self._spec.facts, weights, self._memory.kv, deterministic)
 
     def _confine_warm_up(self) -> int:
         """Warm up on this role's share of the plan on the board, so that a restart does not disturb the other phase:

@@ -15,8 +15,8 @@ from colocate.device.emulated.tokens import TokenDraw, mix, row_key
 from colocate.errors import InvariantError
 from colocate.messages.prefill import PrefillBatch, PrefillRow, PrefillRowDone
 from colocate.messages.sampling import SampleState, TokenLogprob
-from colocate.types import Incarnation, RequestId, TokenId
-from colocate.worker.executor import StandingRow, StepTokens
+from colocate.types import Incarnation, RequestId, Role, TokenId
+from colocate.worker.executor import HybridResult, StandingRow, StepTokens
 
 
 class EmulatedPrefillExecutor:
@@ -46,8 +46,13 @@ class EmulatedPrefillExecutor:
                 found |= marks
                 for mark in marks & self._poison:
                     self._poisoned[row.request_id] = mark
-        self._faults.before_work(found)
+        self._faults.before_work(Role.PREFILL, found)
         return EmulatedPrefillForward(self, batch.rows, self._timer)
+
+    def run_whole(self, batch: PrefillBatch) -> list[PrefillRowDone]:
+        """The outcome of a batch without its time, which the caller lets pass."""
+        self.begin(batch)
+        return [self.done(row) for row in batch.rows]
 
     def units_changed(self, num_units: int) -> None:
         self._faults.during_switch()
@@ -112,7 +117,14 @@ class EmulatedDecodeExecutor:
 
     def step(self, rows: Sequence[StandingRow], version: int) -> StepTokens:
         started_s = time.perf_counter()
-        self._faults.before_work(self._poison_among(rows))
+        tokens = self.draw(rows, version)
+        if self._timer.takes_time:
+            pass_time(self._timer.decode_step_s(sum(row.context_len for row in rows), len(rows)), started_s)
+        return tokens
+
+    def draw(self, rows: Sequence[StandingRow], version: int) -> StepTokens:
+        """The outcome of a step without its time, which the caller lets pass."""
+        self._faults.before_work(Role.DECODE, self._poison_among(rows))
         if version != self._version:
             self._version = version
             params = [row.sample.params for row in rows]
@@ -128,8 +140,6 @@ class EmulatedDecodeExecutor:
                 emulated_logprob(row.sample, row.position, token_id)
                 for row, token_id in zip(rows, token_ids, strict=True)
             ]
-        if self._timer.takes_time:
-            pass_time(self._timer.decode_step_s(sum(row.context_len for row in rows), len(rows)), started_s)
         return StepTokens(token_ids, logprobs)
 
     def _poison_among(self, rows: Sequence[StandingRow]) -> set[TokenId]:
@@ -140,6 +150,29 @@ class EmulatedDecodeExecutor:
         for row in rows:
             found |= watched & {row.last_token_id, *row.output_token_ids, *row.sample.prompt_token_ids}
         return found
+
+
+class EmulatedHybridExecutor:
+    """Implements `HybridExecutor`: what the two others yield, in the time of one forward over both."""
+
+    def __init__(self, prefill: EmulatedPrefillExecutor, decode: EmulatedDecodeExecutor, timer: PhaseTimer) -> None:
+        """Both share one injector of faults and `timer`."""
+        self._prefill = prefill
+        self._decode = decode
+        self._timer = timer
+
+    def units_changed(self, num_units: int) -> None:
+        self._decode.units_changed(num_units)
+
+    def step(self, batch: PrefillBatch | None, rows: Sequence[StandingRow], version: int) -> HybridResult:
+        started_s = time.perf_counter()
+        done = self._prefill.run_whole(batch) if batch is not None else []
+        tokens = self._decode.draw(rows, version) if rows else None
+        if self._timer.takes_time:
+            spans = [(len(row.token_ids), row.start) for row in batch.rows] if batch is not None else []
+            context = sum(row.context_len for row in rows)
+            pass_time(self._timer.hybrid_step_s(spans, context, len(rows)), started_s)
+        return HybridResult(tokens, done)
 
 
 def draw_token(draw: TokenDraw, sample: SampleState, position: int) -> TokenId:

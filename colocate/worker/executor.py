@@ -1,8 +1,8 @@
 """What a worker loop asks of the thing that computes: the seam between loops and models.
 
-Two implementations: `worker/model_executor.py` runs a real model on the device's kernels; `worker/emulated_executor.py`
-draws deterministic tokens and takes its time from a profile. Loops hold the bookkeeping (inbox, board, standing batch,
-reports); executors hold the arithmetic.
+Two implementations of each: `worker/model_executor.py` and `worker/hybrid_executor.py` run a real model on the device's
+kernels; `worker/emulated_executor.py` draws deterministic tokens and takes its time from a profile. Loops hold the
+bookkeeping (inbox, board, standing batch, reports); executors hold the arithmetic.
 """
 
 from __future__ import annotations
@@ -91,4 +91,28 @@ class DecodeExecutor(Protocol):
 
     def units_changed(self, num_units: int) -> None:
         """The partition in force has this many units from the next step on (0: nothing will be run)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HybridResult:
+    """What one forward of both phases yields. `tokens` is None where no row stood; `done` has one entry per row of the
+    chunk, in batch order."""
+
+    tokens: StepTokens | None
+    done: list[PrefillRowDone]
+
+
+class HybridExecutor(Protocol):
+    def step(self, batch: PrefillBatch | None, rows: Sequence[StandingRow], version: int) -> HybridResult:
+        """One forward over a chunk and the standing batch together; there is at least one of them.
+
+        `rows` and `version` are those of `DecodeExecutor.step`, the batch is one of `PrefillExecutor.begin`, run whole:
+        KV of the chunk's positions and of one position per row is written into their own blocks, nothing else. A row is
+        in one of the two at most.
+        """
+        ...
+
+    def units_changed(self, num_units: int) -> None:
+        """The partition in force has this many units from the next forward on (0: nothing will be run)."""
         ...

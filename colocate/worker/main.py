@@ -1,4 +1,4 @@
-"""A prefill or decode worker process, from its spec to its last turn."""
+"""A prefill, decode or hybrid worker process, from its spec to its last turn."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from colocate.types import Role
 from colocate.worker.boundary import Boundary
 from colocate.worker.decode_loop import DecodeLoop
 from colocate.worker.engine_link import EngineLink
-from colocate.worker.executor import DecodeExecutor, PrefillExecutor
+from colocate.worker.executor import DecodeExecutor, HybridExecutor, PrefillExecutor
 from colocate.worker.heartbeat import Heartbeat
+from colocate.worker.hybrid_loop import HybridLoop
 from colocate.worker.prefill_loop import PrefillLoop
 from colocate.worker.progress import Progress
 from colocate.worker.slice_pace import SlicePace
@@ -41,6 +42,10 @@ class WorkerDevice(Protocol):
         ...
 
     def decode_executor(self) -> DecodeExecutor:
+        """Warmed up at its largest shapes; called once."""
+        ...
+
+    def hybrid_executor(self) -> HybridExecutor:
         """Warmed up at its largest shapes; called once."""
         ...
 
@@ -94,6 +99,10 @@ def build_loop(
 
         prefill_loop = PrefillLoop(station(units_changed), prefill, pace)
         return prefill_loop, prefill_loop.station
+    if spec.role is Role.HYBRID:
+        hybrid = device.hybrid_executor()
+        hybrid_loop = HybridLoop(station(hybrid.units_changed), hybrid, StandingBatch(spec.facts.block_size))
+        return hybrid_loop, hybrid_loop.station
     decode = device.decode_executor()
     decode_loop = DecodeLoop(station(decode.units_changed), decode, StandingBatch(spec.facts.block_size))
     return decode_loop, decode_loop.station

@@ -1,4 +1,4 @@
-"""What both worker loops do around their work: orders, plan changes, the line to the engine, resting."""
+"""What every worker loop does around their work: orders, plan changes, the line to the engine, resting."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
+from colocate.config.roles import phases_of
+from colocate.messages.control import PlanApplied
 from colocate.worker.boundary import Boundary
 from colocate.worker.engine_link import EngineLink, Order
 from colocate.worker.progress import Progress
@@ -46,7 +48,8 @@ class Station:
         """Apply a changed plan, acknowledge it, send what waits. True where work may be launched now."""
         applied = self.boundary.check()
         if applied is not None:
-            self.link.send(applied)
+            for phase in phases_of(applied.role):
+                self.link.send(PlanApplied(phase, applied.seq, applied.applied_ns))
         return self.link.flush() and self.boundary.num_units > 0
 
     def rest(self) -> None:

@@ -11,7 +11,7 @@ from msgspec import structs
 from colocate.messages.prefill import PrefillBatch, PrefillRow
 from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.messages.spec import ProcessSpec, RuntimeFacts
-from colocate.worker.executor import DecodeExecutor, PrefillExecutor, StandingRow
+from colocate.worker.executor import DecodeExecutor, HybridExecutor, PrefillExecutor, StandingRow
 
 _PARAMS = SamplingParams(max_tokens=2)
 
@@ -34,6 +34,15 @@ def largest_decode(spec: ProcessSpec) -> tuple[RuntimeFacts, list[StandingRow]]:
     return replace_blocks(facts, num_rows), rows
 
 
+def largest_hybrid(spec: ProcessSpec) -> tuple[RuntimeFacts, PrefillBatch, list[StandingRow]]:
+    """A full chunk beside a full standing batch, whose blocks come after the chunk's."""
+    chunk_facts, batch = largest_prefill(spec)
+    row_facts, rows = largest_decode(spec)
+    for row in rows:
+        row.block_table = [chunk_facts.num_blocks + block for block in row.block_table]
+    return replace_blocks(spec.facts, chunk_facts.num_blocks + row_facts.num_blocks), batch, rows
+
+
 def replace_blocks(facts: RuntimeFacts, num_blocks: int) -> RuntimeFacts:
     """The same run with a pool of another size."""
     return structs.replace(facts, num_blocks=num_blocks)
@@ -51,3 +60,11 @@ def warm_decode(executor: DecodeExecutor, rows: list[StandingRow]) -> None:
     executor.step(rows, 1)
     executor.step(rows, 1)
     executor.step(rows[:1], 2)
+
+
+def warm_hybrid(executor: HybridExecutor, batch: PrefillBatch, rows: list[StandingRow]) -> None:
+    """Both together, each alone, and a batch of one."""
+    executor.step(batch, rows, 1)
+    executor.step(batch, [], 1)
+    executor.step(None, rows, 1)
+    executor.step(None, rows[:1], 2)

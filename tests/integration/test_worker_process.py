@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from colocate.config.roles import ANY_WORKER
 from colocate.messages.control import PlanApplied, Shutdown, WorkerHello
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import PrefillBatch, PrefillDone
 from colocate.transport.board import Board
 from colocate.transport.waiting import wait
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import Role
 from tests.daemon import eventually
 from tests.limits import LIMIT_S
 from tests.worker_harness import decode_row, prefill_row
@@ -29,7 +30,7 @@ def is_applied(seq: int) -> object:
     return lambda message: isinstance(message, PlanApplied) and message.seq == seq
 
 
-@pytest.mark.parametrize("role", WORKER_ROLES)
+@pytest.mark.parametrize("role", ANY_WORKER)
 def test_starts_without_torch_and_leaves_when_told(role: Role) -> None:
     with worker_process(role) as worker:
         ready = worker.until_ready()
@@ -43,7 +44,7 @@ def test_starts_without_torch_and_leaves_when_told(role: Role) -> None:
         assert worker.process.wait(LIMIT_S) == 0
 
 
-@pytest.mark.parametrize("role", WORKER_ROLES)
+@pytest.mark.parametrize("role", ANY_WORKER)
 def test_leaves_when_the_supervisor_is_gone(role: Role) -> None:
     with worker_process(role) as worker:
         worker.until_ready()

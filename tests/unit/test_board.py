@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from colocate.config.roles import ANY_WORKER
 from colocate.errors import ConfigError, InvariantError
 from colocate.transport.board import Applied, Board, PlanWord, Progress
-from colocate.types import WORKER_ROLES, Role
+from colocate.types import Role
 
 
 @pytest.fixture
@@ -27,14 +28,14 @@ def test_every_field_has_its_own_place(board: Board) -> None:
     board.set_plan((1 << 47) - 1, 65535)
     for number, role in enumerate(Role, start=1):
         board.beat(role, number)
-    for number, role in enumerate(WORKER_ROLES, start=1):
+    for number, role in enumerate(ANY_WORKER, start=1):
         board.set_applied(role, 100 + number, number, 10**18 + number)
         board.set_held(role, 70 + number)
         board.set_progress(role, 40 + number, 10**18 - number)
     peer = Board.attach(board.fd)
     assert peer.plan() == PlanWord((1 << 47) - 1, 65535)
     assert [peer.beat_of(role) for role in Role] == list(range(1, len(Role) + 1))
-    for number, role in enumerate(WORKER_ROLES, start=1):
+    for number, role in enumerate(ANY_WORKER, start=1):
         assert peer.applied(role) == Applied(100 + number, number, 10**18 + number)
         assert peer.held(role) == 70 + number
         assert peer.progress_of(role) == Progress(40 + number, 10**18 - number)
@@ -42,7 +43,7 @@ def test_every_field_has_its_own_place(board: Board) -> None:
 
 
 def test_clear_forgets_one_process_only(board: Board) -> None:
-    for role in WORKER_ROLES:
+    for role in ANY_WORKER:
         board.beat(role, 5)
         board.set_held(role, 3)
         board.set_applied(role, 2, 1, 9)

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colocate.config.profile import DeviceProfile, load_profile
 from colocate.device.emulated.faults import Fault, FaultInjector, InjectedFault, parse_fault
 from colocate.device.emulated.partition import EmulatedPartition
-from colocate.config.profile import Coefficients, DeviceProfile, load_profile
 from colocate.device.emulated.timing import PhaseTimer, pass_time
 from colocate.device.emulated.tokens import TokenDraw, row_key
 from colocate.errors import ConfigError
@@ -120,13 +120,6 @@ def write_profile(tmp_path: Path, **changes: object) -> Path:
     path = tmp_path / "profile.yaml"
     path.write_text(yaml.safe_dump({**PROFILE, **changes}))
     return path
-
-
-def test_coefficients_are_interpolated_between_shares_and_held_beyond(tmp_path: Path) -> None:
-    profile = load_profile(write_profile(tmp_path))
-    assert profile.coefficients("prefill", 4) == Coefficients(3.0, 1.5, 6.0)
-    assert profile.coefficients("prefill", 1) == Coefficients(4.0, 2.0, 8.0)
-    assert profile.coefficients("decode", 8) == Coefficients(0.2, 2.0, 1.0)
 
 
 def test_device_time_follows_the_formula_and_contention(tmp_path: Path) -> None:

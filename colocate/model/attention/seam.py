@@ -62,6 +62,16 @@ class DecodeRows:
     slots: Tensor  # int64 [rows]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class HybridRows:
+    """A chunk and the standing batch in one forward: the chunk's tokens first, then one token per row. Each part is
+    attended by the kernel of its phase."""
+
+    prefill: PrefillRows
+    decode: DecodeRows
+    slots: Tensor  # int64 [tokens]: of both, in this order
+
+
 class Attention(Protocol):
     """Owned by one executor and used from one thread. No method keeps a reference to an activation after it returns.
 
