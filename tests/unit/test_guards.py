@@ -83,7 +83,7 @@ def test_without_decode_first_a_starved_decode_blocks_admission() -> None:
 
     forecast = Forecast(LatencyModel(PROFILE), SPLITS, TABLE.by_name(TABLE.default_split), 8192)
     trapped = plant().run(Reactive(), 8.0)
-    guarded = plant().run(Guarded(Reactive(), (DecodeFirst(forecast),), forecast), 8.0)
+    guarded = plant().run(Guarded(Reactive(), (DecodeFirst(forecast),), forecast, TABLE), 8.0)
     assert len(trapped.waiting) > 60
     assert not guarded.waiting
     assert guarded.num_good > 3 * trapped.num_good

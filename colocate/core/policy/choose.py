@@ -110,4 +110,4 @@ def _guard(settings: EngineSettings, policy: Policy[Any], table: PlanTable, fore
         Dwell(forecast),
         DecodeFirst(forecast),
     )
-    return Guarded(policy, tuple(guard for guard in guards if guard.name in settings.guards), forecast)
+    return Guarded(policy, tuple(guard for guard in guards if guard.name in settings.guards), forecast, table)

@@ -191,12 +191,15 @@ class GuardedState:
 class Guarded:
     """Implements `Policy[GuardedState]`: a policy with guards around it."""
 
-    def __init__(self, policy: Policy[Any], guards: tuple[Guard[Any], ...], forecast: Forecast) -> None:
+    def __init__(
+        self, policy: Policy[Any], guards: tuple[Guard[Any], ...], forecast: Forecast, table: PlanTable
+    ) -> None:
         self.name = policy.name
         self.first = policy.first
         self.policy = policy
         self.guards = guards
         self._forecast = forecast
+        self._lending = Lending(table)
 
     def start(self) -> GuardedState:
         states = tuple(guard.start() for guard in self.guards)
@@ -214,6 +217,8 @@ class Guarded:
                 changing |= 1 << index
                 if not state.changing >> index & 1:
                     num_changed = (*num_changed[:index], num_changed[index] + 1, *num_changed[index + 1 :])
+        if changing and wish.is_split:
+            wish = self._lending.plan(view) or wish  # whoever holds the border has no say in what an idle phase lends
         if wish is not border.plan and self._forecast.covers(wish):
             border = Border(wish, view.now_ns)
         return wish, GuardedState(policy_state, tuple(states), border, num_changed, changing)
