@@ -102,7 +102,8 @@ class Api:
                 retry_after_s=1.0,
             )
         age_s = time.monotonic() - self.client.state_at_s
-        return json_response(state_view(state, age_s, self.status, self.facts, self.calls.slo))
+        counts = self.calls.measures.slo
+        return json_response(state_view(state, age_s, self.status, self.facts, self.calls.slo, counts))
 
     async def server_info(self, request: Request) -> Response:
         state = await self.client.query_state(STATE_TIMEOUT_S) or self.client.state

@@ -151,3 +151,7 @@ class SloCounts:
         for measure, kept in (("ttft", verdict.ttft), ("tpot", verdict.tpot), ("both", verdict.both)):
             if kept is not None:
                 self.counts[measure, class_name, GOOD if kept else MISSED] += 1
+
+    def of_class(self, class_name: str) -> dict[str, int]:
+        """Requests that kept all they were promised, and those that did not."""
+        return {outcome: self.counts["both", class_name, outcome] for outcome in (GOOD, MISSED)}

@@ -13,7 +13,7 @@ import colocate
 from colocate.config.roles import ANY_WORKER
 from colocate.config.serve import ServeConfig
 from colocate.config.slo import SloClass
-from colocate.frontend.slo import SloTable
+from colocate.frontend.slo import SloCounts, SloTable
 from colocate.frontend.status import DaemonStatus
 from colocate.messages.client import EngineState, PlanInfo, ShadowRecord, SwitchRecord
 from colocate.messages.spec import RuntimeFacts
@@ -31,7 +31,7 @@ def percentile(values: Sequence[float], fraction: float) -> float | None:
 
 
 def state_view(
-    state: EngineState, age_s: float, status: DaemonStatus, facts: RuntimeFacts, slo: SloTable
+    state: EngineState, age_s: float, status: DaemonStatus, facts: RuntimeFacts, slo: SloTable, counts: SloCounts
 ) -> dict[str, Any]:
     latencies_ms = [latency_ns / 1e6 for latency_ns in state.switch_latency_ns]
     return {
@@ -54,7 +54,10 @@ def state_view(
         "pinned": state.pinned,
         "guards": state.guards,
         "shadow": _shadow(state.shadow),
-        "slo": {"classes": [class_view(known) for known in slo.classes], "default": slo.default or None},
+        "slo": {
+            "classes": [{**class_view(known), "requests": counts.of_class(known.name)} for known in slo.classes],
+            "default": slo.default or None,
+        },
         "workers": _workers(status),
         "engine": {"pid": _pid(status, Role.ENGINE)},
         "keeper": {"pid": _pid(status, Role.KEEPER)},

@@ -157,6 +157,12 @@ class TestCounters:
         assert complete(frontend, {"x-slo-class": "strict"}).status_code == 200
         assert complete(frontend, {"x-slo-class": "batch"}).status_code == 200
         assert counts(frontend) == every("interactive", "good", 2) | every("strict", "missed")
+        shown = httpx.get(f"{frontend.url}/state").json()["slo"]["classes"]
+        assert {known["name"]: known["requests"] for known in shown} == {
+            "interactive": {"good": 2, "missed": 0},
+            "strict": {"good": 0, "missed": 1},
+            "batch": {"good": 0, "missed": 0},
+        }
 
     def test_one_token_keeps_the_time_per_token_whatever_it_is(self, frontend: RunningFrontend) -> None:
         assert complete(frontend, {"x-slo-class": "strict"}, max_tokens=1).status_code == 200
