@@ -95,6 +95,7 @@ class ScriptedEngine:
     submits: list[Submit] = field(default_factory=list)
     aborted: list[RequestId] = field(default_factory=list)
     orders: list[PinPlan | ChangeSlo] = field(default_factory=list)
+    heard: list[object] = field(default_factory=list)  # every message, in order
     pinned: str | None = None
     slo_classes: dict[str, SloClass] = field(default_factory=dict)
     skip_a_number: threading.Event = field(default_factory=threading.Event)  # lose one message, as a fault would
@@ -150,6 +151,7 @@ class ScriptedEngine:
         return min(0.02, max(0.0, soonest - now))
 
     def _handle(self, channel: ZmqChannel, message: object) -> None:
+        self.heard.append(message)
         if isinstance(message, Submit):
             self.submits.append(message)
             rejected = self.script.reject(message)

@@ -46,7 +46,6 @@ class ControlCalls:
             raise RequestError("classes: each class at most once", param="classes")
         changed = [self._changed(change, f"classes[{index}]") for index, change in enumerate(parsed.classes)]
         _check(await self.client.order(ChangeSlo(self.client.new_query(), changed), CONTROL_TIMEOUT_S), "classes")
-        self.slo.adopt(changed)
         _log.info("control", slo_classes=[class_view(known) for known in changed])
         return json_response({"classes": [class_view(known) for known in self.slo.classes]})
 

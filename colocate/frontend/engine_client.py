@@ -64,6 +64,7 @@ class EngineClient:
         self._waiters: dict[int, asyncio.Future[EngineState | ControlReply]] = {}
         self._lost_limit_s = lost_limit_s
         self._slo = slo
+        self._pinned: str | None = None
         self._lost_timer: asyncio.TimerHandle | None = None
         self._idle_callback: Callable[[], None] | None = None
         self.state: EngineState | None = None
@@ -122,12 +123,20 @@ class EngineClient:
         self._channel = self._open_channel(address)
         self.found()
         asyncio.get_running_loop().add_reader(self._channel.fileno(), self._drain)
+        self._repeat_orders()
         for choice in self._in_flight.values():
             submit = structs.replace(choice.submit, output_token_ids=list(choice.output_token_ids), resubmitted=True)
             self._send(submit)
         if self._in_flight:
             _log.warning("resubmitted", requests=len(self._in_flight))
         self._drain()
+
+    def _repeat_orders(self) -> None:
+        """What an operator has ordered outlives the engine; requests resubmitted next are to find it in force."""
+        if self._slo.changed:
+            self._send(ChangeSlo(self.new_query(), self._slo.changed))
+        if self._pinned is not None:
+            self._send(PinPlan(self.new_query(), self._pinned))
 
     def lost(self) -> None:
         """The engine is gone. Streams wait for a successor; if none comes within the limit, they fail."""
@@ -176,7 +185,14 @@ class EngineClient:
     async def order(self, order: PinPlan | ChangeSlo, timeout_s: float) -> ControlReply | None:
         """None where the engine did not answer: it may have obeyed all the same."""
         answer = await self._ask(order, timeout_s)
-        return answer if isinstance(answer, ControlReply) else None
+        if not isinstance(answer, ControlReply):
+            return None
+        if not answer.problem:
+            if isinstance(order, PinPlan):
+                self._pinned = order.plan
+            else:
+                self._slo.adopt(order.classes)
+        return answer
 
     async def _ask(
         self, question: StateQuery | PinPlan | ChangeSlo, timeout_s: float
@@ -286,6 +302,7 @@ class EngineClient:
         self.state = state
         self.state_at_s = time.monotonic()
         self._slo.adopt(state.slo_classes)
+        self._pinned = state.pinned
         self._take_answer(state)
 
     def _take_answer(self, answer: EngineState | ControlReply) -> None:

@@ -183,7 +183,7 @@ class Frontend:
             self._client.close()
 
     def _connect(self, address: str) -> None:
-        """An operator's changes live in the engine: what it knows now may differ from the settings."""
+        """A frontend that starts again learns what an operator has changed: it may differ from the settings."""
         self._client.connect(address)
         self._client.ask_state()
 

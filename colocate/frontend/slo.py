@@ -43,12 +43,18 @@ class SloTable:
     """The classes of this server. Their names are fixed at start; their targets follow the engine's."""
 
     def __init__(self, classes: Iterable[SloClass], default: str | None) -> None:
-        self._classes = {known.name: known for known in classes}
+        self._configured = {known.name: known for known in classes}
+        self._classes = dict(self._configured)
         self._default = default or next(iter(self._classes), "")
 
     @property
     def classes(self) -> list[SloClass]:
         return list(self._classes.values())
+
+    @property
+    def changed(self) -> list[SloClass]:
+        """Classes whose targets an operator has changed since the start."""
+        return [known for known in self._classes.values() if known != self._configured[known.name]]
 
     @property
     def default(self) -> str:

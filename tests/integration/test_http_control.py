@@ -11,7 +11,7 @@ import pytest
 
 from colocate.config.serve import HttpSection, SchedulerSection
 from colocate.config.slo import SloClass
-from colocate.messages.client import ChangeSlo, PinPlan
+from colocate.messages.client import ChangeSlo, PinPlan, Submit
 from tests.byte_tokenizer import write_model_dir
 from tests.frontend_harness import MODEL, RunningFrontend, start_frontend, wait_until
 from tests.scripted_engine import Script
@@ -131,17 +131,12 @@ class TestSlo:
         ]  # fmt: skip
         assert line.endswith(" 1.0")
 
-    def test_a_successor_s_targets_are_taken_over(self, frontend: RunningFrontend) -> None:
-        """An engine that starts again has the configured targets again."""
-        change = {"classes": [{"name": "interactive", "tpot_ms": 40}]}
-        assert post(frontend, "/control/slo", change).status_code == 200
-        frontend.replace_engine()
-
-        def tpot_ms() -> float:
-            state = get(frontend, "/state", {"authorization": "Bearer sesame"}).json()
-            return float(state["slo"]["classes"][0]["tpot_ms"])
-
-        wait_until(lambda: tpot_ms() == 50.0)
+    def test_the_targets_in_force_are_the_engine_s(self, frontend: RunningFrontend) -> None:
+        """As a frontend finds them that starts again under a running engine."""
+        frontend.engine.slo_classes["batch"] = SloClass("batch", tpot_s=0.25)
+        frontend.engine.slo_classes["stranger"] = SloClass("stranger")
+        shown = get(frontend, "/state", {"authorization": "Bearer sesame"}).json()["slo"]["classes"]
+        assert [(known["name"], known["tpot_ms"]) for known in shown] == [("interactive", 50.0), ("batch", 250.0)]
 
     @pytest.mark.parametrize(
         ("classes", "says"),
@@ -160,6 +155,32 @@ class TestSlo:
         answer = post(frontend, "/control/slo", {"classes": classes})
         assert answer.status_code == 400 and says in answer.json()["error"]["message"]
         assert not frontend.engine.orders
+
+
+class TestSuccessor:
+    def test_orders_outlive_the_engine_and_come_before_the_requests(self, frontend: RunningFrontend) -> None:
+        frontend.script.hold_after = 2
+        change = {"classes": [{"name": "interactive", "tpot_ms": 40}]}
+        assert post(frontend, "/control/slo", change).status_code == 200
+        assert post(frontend, "/control/plan", {"plan": "shared"}).status_code == 200
+        body = {"model": MODEL, "prompt": [1], "max_tokens": 5}
+        client = {"authorization": "Bearer sesame"}
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(httpx.post, f"{frontend.url}/v1/completions", json=body, headers=client, timeout=20)
+            wait_until(lambda: frontend.engine.num_running == 1)
+            successor = frontend.replace_engine(Script())
+            assert waits.result().status_code == 200
+        assert [type(message) for message in successor.heard[:3]] == [ChangeSlo, PinPlan, Submit]
+        assert successor.pinned == "shared"
+        assert successor.slo_classes["interactive"] == SloClass("interactive", 0.3, 0.04)
+
+    def test_nothing_is_ordered_that_nobody_ordered(self, frontend: RunningFrontend) -> None:
+        assert post(frontend, "/control/plan", {"plan": "shared"}).status_code == 200
+        assert post(frontend, "/control/plan", {"plan": None}).status_code == 200
+        assert post(frontend, "/control/plan", {"plan": "p9d9"}).status_code == 400
+        successor = frontend.replace_engine()
+        wait_until(lambda: bool(successor.heard))  # the frontend asks for the state
+        assert not successor.orders
 
 
 class TestSilence:

@@ -154,6 +154,8 @@ def test_a_taken_port_is_refused_at_once() -> None:
         (("--device", "emulated", "--fault", "decode:explode@step=1"), "explode"),
         (("--host", "203.0.113.7"), "is not an address of this machine"),
         (("--max-num-seqs", "none"), "'none' is not a whole number"),
+        (("--slo-class", "interactive: ttft 0 ms"), "--slo-class: class 'interactive': a target must be above zero"),
+        (("--slo-class", "a: none", "--default-slo-class", "b"), "default_slo_class: there is no SLO class 'b'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(arguments: tuple[str, ...], says: str) -> None:
