@@ -14,49 +14,55 @@ URGENT_SHARE = 0.5
 class PrefillScheduler:
     """Reads the queue and the prefill side, and hands the side what to send."""
 
-    __slots__ = ("_books", "_prospects", "_side", "admission", "is_blocked")
+    __slots__ = ("_books", "_decode_starves", "_num_decode_rows", "_prospects", "_side", "admission", "is_blocked")
 
     def __init__(self, books: Books, side: PrefillSide) -> None:
         self._books = books
         self._side = side
         self._prospects = side.prospects
         self.admission = choose_admission(books.settings.admission)
+        self._num_decode_rows = 0  # as of this event
+        self._decode_starves = False
         self.is_blocked = False  # somebody waits, prefill could take it, and blocks or rows are lacking
 
     def schedule(self, num_decode_rows: int, decode_starves: bool) -> None:
         """Send batches until the worker has as many as it may hold, and one more if a prompt is urgent. O(batch)."""
         self.is_blocked = False
+        self._num_decode_rows, self._decode_starves = num_decode_rows, decode_starves
         if not self._side.online:
             return
-        budget = self._budget(num_decode_rows)
         while len(self._side.batches) < self._books.settings.prefill_depth:
-            chunks = self._choose(budget, num_decode_rows, decode_starves)
+            chunks = self._choose(self._most())
             if not chunks:
                 return
             self._side.send(chunks)
-        self._interrupt_if_urgent(budget, num_decode_rows, decode_starves)
+        self._interrupt_if_urgent()
 
-    def _budget(self, num_decode_rows: int) -> int:
-        """Tokens of the next forward. In mode `chunked` the standing batch rides along and takes its share."""
-        books, settings = self._books, self._books.settings
-        if settings.mode == "chunked":
-            most = max(settings.max_num_batched_tokens - num_decode_rows, 1)
-        else:
-            most = self._prospects.max_chunk_tokens()
-        waiting_tokens = books.queue.num_tokens + self._side.num_remaining
-        is_idle = not self._side.batches and not num_decode_rows
+    def _most(self) -> int:
+        """Tokens the next forward may hold. In mode `chunked` the standing batch rides along and takes its share."""
+        if self._books.settings.mode == "chunked":
+            return max(self._books.settings.max_num_batched_tokens - self._num_decode_rows, 1)
+        return self._prospects.max_chunk_tokens()
+
+    def _allowed(self, most: int) -> int:
+        """How many of those may be tokens of prompts that have not begun."""
+        books, side = self._books, self._side
+        waiting_tokens = books.queue.num_tokens + side.num_remaining
+        is_idle = not side.batches and not self._num_decode_rows
         return self.admission.budget(most, waiting_tokens, books.memory.available_share, books.now_ns, is_idle)
 
-    def _choose(self, budget: int, num_decode_rows: int, decode_starves: bool) -> list[Chunk]:
-        """The chunks of the next forward: first a prompt that outranks those begun, then those, then who waits."""
+    def _choose(self, most: int) -> list[Chunk]:
+        """The chunks of the next forward: first a prompt that outranks those begun, then those, then who waits.
+
+        Prompts that have begun hold their blocks already: throttling them would only keep the blocks longer.
+        """
         side = self._side
         if side.suspects:
             if side.batches:
                 return []
-            trial = self._trial(budget, num_decode_rows, decode_starves)
+            trial = self._trial(most)
             if trial is not None:
                 return [trial]
-        chunks: list[Chunk] = []
         begun = [
             request
             for request in side.running.values()
@@ -64,35 +70,39 @@ class PrefillScheduler:
             and request.num_scheduled < request.num_prefill_tokens
             and request.request_id not in side.suspects
         ]
-        while budget > 0 and (waiting := self._next_waiting()) is not None and self._outranks(waiting, begun):
-            if not self._admit(waiting, num_decode_rows, decode_starves):
-                break
-            budget = self._add(chunks, waiting, budget)
+        chunks: list[Chunk] = []
+        allowed = self._allowed(most)
+        ahead = self._admit_some(chunks, allowed, begun)
+        room = most - ahead
         for request in begun:
-            if budget > 0:
-                budget = self._add(chunks, request, budget)
-        while budget > 0 and (waiting := self._next_waiting()) is not None:
-            if not self._admit(waiting, num_decode_rows, decode_starves):
-                break
-            budget = self._add(chunks, waiting, budget)
+            if room > 0:
+                chunks.append(side.chunk(request, room))
+                room -= chunks[-1].num_tokens
+        self._admit_some(chunks, min(room, allowed - ahead), None)
         return chunks
 
-    def _trial(self, budget: int, num_decode_rows: int, decode_starves: bool) -> Chunk | None:
+    def _admit_some(self, chunks: list[Chunk], room: int, begun: list[Request] | None) -> int:
+        """Take from the queue, in its order, into a forward with this much room; with `begun`, only who outranks those.
+        Returns how many tokens that makes."""
+        taken = 0
+        while taken < room and (waiting := self._next_waiting()) is not None:
+            if (begun is not None and not self._outranks(waiting, begun)) or not self._admit(waiting):
+                break
+            chunks.append(self._side.chunk(waiting, room - taken))
+            taken += chunks[-1].num_tokens
+        return taken
+
+    def _trial(self, most: int) -> Chunk | None:
         """A suspect runs alone, with nothing else in flight."""
         suspects = self._side.suspects
         suspect = suspects.oldest()
         assert suspect is not None
-        if suspect.stage is Stage.WAITING and not self._admit(suspect, num_decode_rows, decode_starves):
+        if suspect.stage is Stage.WAITING and not self._admit(suspect):
             return None
         if suspect.stage is not Stage.PREFILLING:
             return None
         suspects.trial = suspect.request_id
-        return self._side.chunk(suspect, budget)
-
-    def _add(self, chunks: list[Chunk], request: Request, budget: int) -> int:
-        chunk = self._side.chunk(request, budget)
-        chunks.append(chunk)
-        return budget - chunk.num_tokens
+        return self._side.chunk(suspect, most)
 
     def _next_waiting(self) -> Request | None:
         waiting = self._books.queue.peek(self._prospects)
@@ -118,16 +128,18 @@ class PrefillScheduler:
         num_left = request.num_prefill_tokens - request.num_scheduled
         return self._prospects.forward_s(num_left, num_left * (request.num_scheduled + num_left / 2))
 
-    def _interrupt_if_urgent(self, budget: int, num_decode_rows: int, decode_starves: bool) -> None:
+    def _interrupt_if_urgent(self) -> None:
         """Layer-boundary preemption: a prompt that would miss its first token behind the forwards in flight, and whose
         detour they can afford, runs between two of their slices."""
         if self._books.model is None or self._books.settings.mode == "chunked" or self._side.suspects:
             return
-        waiting = self._next_waiting()
-        if waiting is None or waiting.num_uncached > budget or not self._may_interrupt(waiting):
+        if self._books.queue.earliest_deadline_ns() is None:
             return
-        if self._admit(waiting, num_decode_rows, decode_starves):
-            self._side.send([self._side.chunk(waiting, budget)], urgent=True)
+        waiting, most = self._next_waiting(), self._most()
+        if waiting is None or waiting.num_uncached > self._allowed(most) or not self._may_interrupt(waiting):
+            return
+        if self._admit(waiting):
+            self._side.send([self._side.chunk(waiting, most)], urgent=True)
 
     def _may_interrupt(self, waiting: Request) -> bool:
         batches, now_ns = self._side.batches, self._books.now_ns
@@ -141,15 +153,15 @@ class PrefillScheduler:
         chunks = (chunk for batch in batches for chunk in batch.chunks)
         return all(self._can_follow(chunk.request, deadline_ns, done_ns + own_ns) for chunk in chunks)
 
-    def _admit(self, request: Request, num_decode_rows: int, decode_starves: bool) -> bool:
+    def _admit(self, request: Request) -> bool:
         """Give a waiting request blocks for all its tokens, if rows and blocks allow. One free block per decode row
         stays back, so that admission does not cause the next preemption."""
         books = self._books
-        num_rows = len(self._side.running) + num_decode_rows
+        num_rows = len(self._side.running) + self._num_decode_rows
         reserve = min(num_rows, books.settings.num_blocks // 10)
         if (
             num_rows >= books.settings.max_num_seqs
-            or decode_starves
+            or self._decode_starves
             or not books.memory.admit(request, reserve, books.now_ns)
         ):
             self.is_blocked = True
