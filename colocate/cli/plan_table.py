@@ -12,7 +12,7 @@ from rich.table import Table
 from colocate.config.plan_file import Load, Predicted
 from colocate.config.profile import DeviceProfile
 from colocate.config.slo import SloClass
-from colocate.core.forecast import ATTAINMENT, Limits, PlanForecast
+from colocate.core.forecast import ATTAINMENT, MAX_CV2, Limits, PlanForecast
 from colocate.core.plan import SHARED
 
 PRIOR = (
@@ -48,12 +48,23 @@ def finite(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
 
 
+def warnings_of(answer: Answer) -> list[str]:
+    """What a reader must know before a figure."""
+    warnings = [] if answer.profile.is_measured else [PRIOR]
+    if answer.load.arrival_cv2 > MAX_CV2:
+        warnings.append(
+            f"BURSTS: gaps between arrivals vary with cv {math.sqrt(answer.load.arrival_cv2):.1f}; no formula predicts "
+            "the wait behind a burst. TTFT is a guess here: compare plans with `colocate simulate`."
+        )
+    return warnings
+
+
 def as_json(answer: Answer) -> dict[str, Any]:
     return {
         "device": answer.profile.name,
         "model": answer.profile.model,
         "prediction": answer.profile.kind,
-        "warning": "" if answer.profile.is_measured else PRIOR,
+        "warnings": warnings_of(answer),
         "slo": {
             "ttft_s": answer.slo.ttft_s,
             "ttft_per_token_s": answer.slo.ttft_per_token_s,
@@ -91,8 +102,8 @@ def _graph_sets(answer: Answer) -> int:
 def show(answer: Answer) -> None:
     console = Console()
     load, limits, profile = answer.load, answer.limits, answer.profile
-    if not profile.is_measured:
-        console.print(PRIOR, style="bold red")
+    for warning in warnings_of(answer):
+        console.print(warning, style="bold red")
     rows = f"at most {limits.max_num_seqs} rows, forwards of {limits.max_num_batched_tokens} tokens"
     pool = f"{limits.kv_tokens} tokens of KV" if limits.kv_tokens else "KV pool not known: no bound"
     console.print(f"device {profile.name}, {profile.units} units in steps of {profile.granularity}; {rows}, {pool}")

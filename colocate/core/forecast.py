@@ -23,11 +23,17 @@ others, so
 N is Poisson (M/G/infinity), its 90th percentile gives that of TPOT. Rows end at `max_num_seqs` and where the KV pool is
 full; the share of the largest batch's tokens per second that the load needs is decode's utilisation.
 
-Contention: a phase is slowed by its factor for as long as the other one works: prefill for the probability that a row
-stands, decode for rho. Both depend on each other; a few rounds find the balance.
+Contention: a phase goes at 1 / factor of its speed for as long as the other one works: prefill for the probability
+that a row stands, decode for rho. Both depend on each other; a few rounds find the balance.
 
-Left out: prefix reuse (give uncached prompt lengths), the correlation of prompt and output lengths, and what a policy
-does when a phase is idle. All lengths are log-normal with the moments given.
+Left out: prefix reuse (give uncached prompt lengths), the correlation of prompt and output lengths, the time between
+processes, and what a policy does when a phase is idle. All lengths are log-normal with the moments given.
+
+How far to trust it, against the simulator (tests/sim/test_forecast.py; H200 at 20% to 70% load): mean TPOT within 8%,
+its 90th percentile up to 12% short (25% under `shared`, where a row's time beside prefill varies most), TTFT within 16%
+at median and 90th percentile. Two exceptions. Prompts so short that dozens share a forward all wait for the whole of
+it: their TTFT comes out up to a third short. And gaps that cluster (arrival_cv2 over MAX_CV2) are no renewal process:
+on a trace with ca2 = 170 the 90th percentile came out a third short and the median meaningless. Simulate those.
 """
 
 from __future__ import annotations
@@ -43,6 +49,7 @@ from colocate.core.latency import LatencyModel
 from colocate.core.plan import SHARED, Plan, PlanTable
 from colocate.errors import ConfigError
 
+MAX_CV2 = 4.0  # of the gaps between arrivals: burstier ones must be simulated
 ATTAINMENT = 0.9  # a plan meets its SLO where this share of the requests does
 _Z90 = 1.2815515655446004  # 90th percentile of the standard normal
 _ROUNDS = 50  # of the contention balance, which contracts: a handful is enough
@@ -208,9 +215,14 @@ def _balance(
     rho, of_prefill, of_decode = 0.0, 1.0, 1.0
     for _ in range(_ROUNDS):
         rho = _utilisation(alone_per_s * of_prefill, full_per_s * of_prefill)
-        of_decode = 1.0 + (decode_factor - 1.0) * min(rho, 1.0)
-        of_prefill = 1.0 + (prefill_factor - 1.0) * (1.0 - math.exp(-decode.rows(of_decode)))
+        of_decode = _slowed(decode_factor, min(rho, 1.0))
+        of_prefill = _slowed(prefill_factor, 1.0 - math.exp(-decode.rows(of_decode)))
     return rho, of_prefill, of_decode
+
+
+def _slowed(factor: float, share: float) -> float:
+    """Work that goes at 1 / factor of its speed for this share of the time takes so much longer."""
+    return 1.0 / (1.0 - share + share / factor)
 
 
 def _forwards(model: LatencyModel, plan: Plan, limits: Limits, prompts: Sequence[_Point]) -> list[_Forward]:

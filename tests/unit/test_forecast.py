@@ -130,10 +130,11 @@ def test_contention_counts_for_as_long_as_the_other_phase_works() -> None:
     alone = forecast(profile_of(*coefficients), load_of(4.0))[0]
     beside = forecast(profile_of(*coefficients, factors=(1.0, 3.0)), load_of(4.0))[0]
     assert alone.tpot_s == pytest.approx(0.01)
-    assert beside.tpot_s == pytest.approx(0.01 * (1 + 2 * 0.4))  # prefill works 40% of the time
+    # Prefill works 40% of the time, and then decode makes a third of its tokens.
+    assert beside.tpot_s == pytest.approx(0.01 / (0.6 + 0.4 / 3))
     slowed = forecast(profile_of(*coefficients, factors=(1.5, 1.0)), load_of(4.0))[0]
     busy = 1 - math.exp(-4.0 * 10 * 0.01)
-    assert slowed.prefill_utilisation == pytest.approx(0.4 * (1 + 0.5 * busy))
+    assert slowed.prefill_utilisation == pytest.approx(0.4 / (1 - busy + busy / 1.5))
 
 
 def test_a_ttft_target_per_token_is_judged_prompt_by_prompt() -> None:

@@ -43,7 +43,7 @@ def test_every_plan_that_serves_both_phases_is_forecast_and_a_prior_says_so() ->
     names = [plan["name"] for plan in shown["plans"]]
     table = build_plan_table(132, 8)
     assert names == [plan.name for plan in table.plans if plan.prefill_units and plan.decode_units]
-    assert shown["prediction"] == "roofline" and "no verdict" in shown["warning"]
+    assert shown["prediction"] == "roofline" and "no verdict" in shown["warnings"][0]
     assert shown["best_static"] in names
     overloaded = next(plan for plan in shown["plans"] if plan["name"] == "p12d120")
     assert overloaded["ttft_p50_s"] is None and overloaded["meets_slo"] is False
@@ -67,7 +67,7 @@ def test_a_measured_profile_carries_no_warning(tmp_path: Path) -> None:
     result = run(*LOAD, profile=path)
     assert result.exit_code == 0
     assert "PRIOR" not in result.stdout and "verdict" not in result.stdout
-    assert answer(*LOAD, profile=path)["warning"] == ""
+    assert answer(*LOAD, profile=path)["warnings"] == []
 
 
 def test_the_file_written_holds_the_plans_worth_having(tmp_path: Path) -> None:
@@ -103,6 +103,16 @@ def test_a_workload_gives_its_moments_and_burstiness(tmp_path: Path) -> None:
     assert load.arrival_cv2 == pytest.approx((1 + 9) / 2 / 4 - 1)
     assert load_of_workload(path, rate=7.0).rate_per_s == 7.0
     assert answer("--workload", str(path), "--rate", "7")["load"]["prompt_tokens"] == 200
+
+
+def test_bursts_that_no_formula_covers_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "load.jsonl"
+    arrivals_s = [0.01 * index for index in range(99)] + [60.0]
+    row = '{"arrival_s": %s, "prompt_tokens": 100, "output_tokens": 10}'
+    path.write_text("\n".join(row % arrival_s for arrival_s in arrivals_s))
+    (_, warning) = answer("--workload", str(path))["warnings"]
+    assert warning.startswith("BURSTS: gaps between arrivals vary with cv 9.")
+    assert "BURSTS" in run("--workload", str(path)).stdout
 
 
 def test_the_coefficients_of_variation_set_the_second_moments() -> None:
