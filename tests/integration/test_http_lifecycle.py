@@ -349,6 +349,19 @@ class TestMetrics:
         total = next(sample.value for sample in gaps.samples if sample.name.endswith("_sum"))
         assert 0.1 <= total < lasted_s
 
+    def test_the_prefix_cache_under_both_names(self, frontend: RunningFrontend) -> None:
+        frontend.script.num_cached_tokens = 1  # 20 of the 100 blocks hold prefixes that nobody uses
+        fresh_state(frontend)
+        families = metrics(frontend)
+        for prefix in ("colocate_", "vllm:"):
+            assert value(families, f"{prefix}prefix_cache_queries_total") == 400
+            assert value(families, f"{prefix}prefix_cache_hits_total") == 300
+        assert value(families, "colocate_kv_cache_usage_ratio") == value(families, "vllm:kv_cache_usage_perc") == 0
+        assert value(families, "colocate_kv_blocks", state="cached") == 20
+        assert value(families, "vllm:cache_config_info", enable_prefix_caching="True") == 1
+        assert value(families, "colocate_guard_interventions_total", guard="dwell") == 3
+        assert value(families, "colocate_plan_in_force", plan="shared") == 0
+
     async def test_rejections_and_aborts_are_counted(self, frontend: RunningFrontend) -> None:
         frontend.script.hold_after = 1
         await leave_after(frontend, 1, prompt="x")
