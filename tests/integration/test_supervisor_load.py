@@ -58,7 +58,7 @@ def test_a_burst_is_served_or_told_to_come_back() -> None:
         replies = asyncio.run(_burst(daemon, num_requests))
         statuses = Counter(reply.status_code for reply in replies)
         assert set(statuses) == {200, 429}, statuses
-        assert statuses[200] >= 16, "what fits into the queue and the batch"
+        assert statuses[200] >= 8, "what fits into the queue, even where none of it begins before all have come"
         for reply in replies:
             if reply.status_code == 429:
                 assert int(reply.headers["retry-after"]) >= 1
