@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -68,4 +69,5 @@ def _keep(path: Path, peaks: CpuPeaks) -> None:
         scratch.write_bytes(msgspec.json.encode(peaks))
         scratch.rename(path)
     except OSError:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()

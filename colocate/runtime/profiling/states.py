@@ -82,7 +82,7 @@ def prefill_state(limits: Limits, seed: int, index: int) -> PrefillState:
         ((small, 0),),
         ((most, limits.max_context),),
         ((small, limits.max_context),),
-        tuple((max(1, most // 4), 0) for _ in range(4)),
+        tuple((max(1, most // 4), 0) for _ in range(min(4, most))),
     )
     if index < len(corners):
         return _fit_prefill(limits, corners[index])
@@ -114,6 +114,7 @@ def decode_state(limits: Limits, seed: int, index: int) -> DecodeState:
 
 def _fit_prefill(limits: Limits, rows: tuple[tuple[int, int], ...]) -> PrefillState:
     """Cut until the model's length and the pool hold every row; the cached part goes first."""
+    rows = rows[: limits.prefill_blocks]
     per_row = limits.prefill_blocks // len(rows) * limits.block_size
     longest = max(1, min(per_row, limits.max_context + limits.step_room) - 1)
     fitted = ((min(new, longest), cached) for new, cached in rows)
