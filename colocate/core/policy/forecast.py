@@ -25,7 +25,7 @@ BEST_EFFORT_STRETCH = 2.0
 
 # Prompts count as a full load when draining them takes this part of the time to the earliest deadline: the rest is for
 # those that arrive meanwhile.
-FULL_PREFILL = 0.5
+FULL_PREFILL = 0.25
 # Steps this close to the shortest count as equally short.
 KNEE = 1.05
 

@@ -27,7 +27,7 @@ MIN_GAIN = 0.1
 # ... nor is any while that phase is at most at this part of what is allowed.
 CALM = 0.8
 # One that takes from decode must leave it this far under what is allowed.
-SHRINK_LIMIT = 0.9
+SHRINK_LIMIT = 0.95
 MIN_DWELL_NS = 100_000_000
 # Mean relative error of the predictions at which they are no longer believed, and at which they are again.
 DISTRUST_ERROR = 0.3
