@@ -159,9 +159,10 @@ class Daemon:
         return eventually(replaced, timeout_s, f"a new {role}")
 
     def wait_pool_whole(self, timeout_s: float = LIMIT_S) -> None:
-        """Until every KV block is free: what ended, was cut or was aborted holds none."""
+        """Until every KV block is free, or kept for reuse and held by no request: what ended, was cut or was aborted
+        holds none."""
         deadline_s = time.monotonic() + timeout_s
-        while (kv := self.state()["kv"])["blocks_free"] != kv["blocks_total"]:
+        while (kv := self.state()["kv"])["blocks_free"] + kv["blocks_cached"] != kv["blocks_total"]:
             assert time.monotonic() < deadline_s, f"KV blocks are still held: {self.state()}"
             time.sleep(0.02)
 
