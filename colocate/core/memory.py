@@ -6,26 +6,31 @@ both, and whoever allocates makes room first. Rules of the tree (design section 
 * decode's blocks enter up to the last token fed, when the request ends or is preempted;
 * a full hit recomputes the final token, because its logits are needed;
 * a prompt that is scored (`echo` with logprobs) is computed whole;
-* requests of different `cache_salt` never share.
+* requests of different `cache_salt` never share;
+* a prompt counts once in the queries and hits, as in its answer's usage: one that comes back after a preemption finds
+  its own blocks, which is no reuse.
 """
 
 from __future__ import annotations
 
 from colocate.core.blocks import BlockPool
-from colocate.core.prefix import PrefixTree
+from colocate.core.prefix import PrefixMatch, PrefixNode, PrefixTree
 from colocate.core.request import Request
-from colocate.types import BlockId
+from colocate.types import BlockId, RequestId, TokenId
 
 
 class Memory:
     """Owned by the books. Ask (`can_allocate`), then do."""
 
-    __slots__ = ("_is_caching", "pool", "tree")
+    __slots__ = ("_is_caching", "_needed_by_refused", "_num_changes", "_refused", "pool", "tree")
 
     def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool) -> None:
         self.pool = BlockPool(num_blocks, block_size)
         self.tree = PrefixTree(self.pool)
         self._is_caching = prefix_caching
+        self._num_changes = 0  # what may let a request find more blocks that are in use: insertions and admissions
+        self._refused: tuple[RequestId, int] | None = None  # who was refused last, and `_num_changes` then
+        self._needed_by_refused = 0  # blocks that it needs to be available
 
     @property
     def num_available(self) -> int:
@@ -71,44 +76,63 @@ class Memory:
 
     def admit(self, request: Request, num_reserved: int, now_ns: int) -> bool:
         """Give it blocks for all its tokens, cached ones first, if `num_reserved` blocks stay available. Sets
-        `num_cached` and `num_computed`; changes nothing where the answer is no."""
-        if not self.can_allocate(self.blocks_expected(request) + num_reserved):
+        `num_cached` and `num_computed`; changes nothing where the answer is no.
+
+        O(blocks), but asked again in vain O(1): whoever waits for blocks asks at every event.
+        """
+        asked = (request.request_id, self._num_changes)
+        if asked == self._refused and not self.can_allocate(self._needed_by_refused + num_reserved):
             return False
-        shared: list[BlockId] = []
-        if self._may_reuse(request):
-            tokens = request.prefill_tokens(0, request.num_prefill_tokens)
-            match = self.tree.acquire(request.cache_salt, tokens, len(tokens) - 1, now_ns)
-            request.prefix_node, shared = match.node, match.blocks
-        needed = self.pool.blocks_for(request.num_prefill_tokens) - len(shared)
-        if not self.can_allocate(needed + num_reserved):  # what was cached when it was queued has been evicted
-            self._unshare(request, shared, now_ns)
+        num_available = self.num_available
+        tokens, match = self._acquire(request, now_ns)
+        missing = self.pool.blocks_for(request.num_prefill_tokens) - len(match.blocks)
+        if not self.can_allocate(missing + num_reserved):
+            self._refused = asked
+            # Cached blocks that nobody used were available too, but not once this request uses them.
+            self._needed_by_refused = missing + num_available - self.num_available
+            self.tree.uncount(len(tokens), len(match.blocks))
+            self._unshare(match.blocks, match.node, now_ns)
             return False
-        request.block_table = [*shared, *self.allocate(needed)]
-        request.num_cached = request.num_computed = request.num_scheduled = len(shared) * self.pool.block_size
+        self._num_changes += 1
+        request.prefix_node = match.node
+        request.block_table = [*match.blocks, *self.allocate(missing)]
+        request.num_cached = request.num_computed = request.num_scheduled = len(match.blocks) * self.pool.block_size
         if request.first_cached < 0:
             request.first_cached = min(request.num_cached, len(request.prompt_token_ids))
+        else:
+            self.tree.uncount(len(tokens), len(match.blocks))
         return True
+
+    def _acquire(self, request: Request, now_ns: int) -> tuple[list[TokenId], PrefixMatch]:
+        """The tokens looked up, and what was found: nothing of either where it may not reuse."""
+        if not self._may_reuse(request):
+            return [], PrefixMatch(None, [])
+        tokens = request.prefill_tokens(0, request.num_prefill_tokens)
+        return tokens, self.tree.acquire(request.cache_salt, tokens, len(tokens) - 1, now_ns)
 
     def remember(self, request: Request, now_ns: int) -> None:
         """Full blocks of confirmed tokens enter the tree. O(new blocks)."""
-        if self._is_caching and request.num_computed >= self.pool.block_size:
-            is_prompt = request.num_computed <= len(request.prompt_token_ids)
-            tokens = request.prompt_token_ids if is_prompt else request.prefill_tokens(0, request.num_computed)
+        # Steps under way when a client left wrote KV of tokens that nobody kept.
+        num_known = min(request.num_computed, request.num_prefill_tokens)
+        if self._is_caching and num_known >= self.pool.block_size:
+            is_prompt = num_known <= len(request.prompt_token_ids)
+            tokens = request.prompt_token_ids if is_prompt else request.prefill_tokens(0, num_known)
             request.prefix_node = self.tree.extend(
-                request.prefix_node, request.cache_salt, tokens, request.block_table, request.num_computed, now_ns
+                request.prefix_node, request.cache_salt, tokens, request.block_table, num_known, now_ns
             )
+            self._num_changes += 1
 
     def release(self, request: Request, now_ns: int) -> None:
         """No worker touches its blocks any more: they go back, or stay with the tree."""
-        self._unshare(request, request.block_table, now_ns)
+        self._unshare(request.block_table, request.prefix_node, now_ns)
         request.block_table = []
+        request.prefix_node = None
 
-    def _unshare(self, request: Request, blocks: list[BlockId], now_ns: int) -> None:
+    def _unshare(self, blocks: list[BlockId], node: PrefixNode | None, now_ns: int) -> None:
         if blocks:
             self.pool.release(blocks)
-        if request.prefix_node is not None:
-            self.tree.release(request.prefix_node, now_ns)
-            request.prefix_node = None
+        if node is not None:
+            self.tree.release(node, now_ns)
 
     def distrust(self) -> None:
         """A memory fault: what the tree holds may be garbage."""

@@ -104,6 +104,11 @@ class PrefixTree:
         self.num_hits += len(blocks) * self._pool.block_size
         return PrefixMatch(node, blocks)
 
+    def uncount(self, num_asked: int, num_blocks: int) -> None:
+        """A lookup that served no new prompt: `acquire` counted so many tokens asked for and blocks found."""
+        self.num_queries -= num_asked
+        self.num_hits -= num_blocks * self._pool.block_size
+
     def extend(
         self,
         node: PrefixNode | None,
