@@ -16,9 +16,10 @@ def load_view(engine: Engine) -> LoadView:
     """O(requests in prefill), which are few: a forward's worth."""
     books, prefill, decode = engine.books, engine.prefill, engine.decode
     now_ns = books.now_ns
-    first_due_ns = books.queue.earliest_deadline_ns() or NEVER
+    first_due_ns = books.queue.earliest_deadline_ns(now_ns) or NEVER
     for request in prefill.running.values():
-        first_due_ns = min(first_due_ns, request.ttft_deadline_ns)
+        if now_ns <= (due_ns := request.ttft_deadline_ns) < first_due_ns:
+            first_due_ns = due_ns
     target_ns, token_due_ns = decode.strictest_target_ns, decode.next_due_ns
     has_token_due = target_ns != NEVER and token_due_ns != NEVER
     model = books.model

@@ -133,7 +133,7 @@ class PrefillScheduler:
         detour they can afford, runs between two of their slices."""
         if self._books.model is None or self._books.settings.mode == "chunked" or self._side.suspects:
             return
-        if self._books.queue.earliest_deadline_ns() is None:
+        if self._books.queue.earliest_deadline_ns(self._books.now_ns) is None:
             return
         waiting, most = self._next_waiting(), self._most()
         if waiting is None or waiting.num_uncached > self._allowed(most) or not self._may_interrupt(waiting):

@@ -46,9 +46,7 @@ class SimHybridWorker:
             self._batch, self._num_rows = batch, num_rows
             station.work(seconds * truth.jitter(), self._forward_done)
             return
-        if rows.has_acknowledgements:
-            left, masked = rows.take_acknowledgements()
-            self._report(StepReport(rows.num_steps, [], left, masked), False)
+        self._acknowledge()
         station.rest()
 
     def _read_inbox(self) -> None:
@@ -71,7 +69,16 @@ class SimHybridWorker:
             left, masked = self._rows.take_acknowledgements()
             steps = self._rows.num_steps
             self._report(StepReport(steps, step_rows, left, masked, started_ns, now_ns, plan_seq), has_ended)
+        else:
+            self._acknowledge()
         if batch is not None:
             self._work.pop(batch)
             station.send(PrefillDone(batch.batch_id, batch.results(self._token_of), started_ns, now_ns, plan_seq))
         station.next_turn()
+
+    def _acknowledge(self) -> None:
+        """Leaves and masks, where no step carries them."""
+        rows = self._rows
+        if rows.has_acknowledgements:
+            left, masked = rows.take_acknowledgements()
+            self._report(StepReport(rows.num_steps, [], left, masked), False)

@@ -14,8 +14,9 @@ from colocate.core.snapshot import snapshot
 from colocate.errors import ConfigError
 from colocate.messages.client import EngineState, OutputItem, Rejected
 from colocate.sim.clock import START_NS, VirtualClock
+from colocate.sim.give_up import GiveUp
 from colocate.sim.load import Load, WorkloadLoad
-from colocate.sim.records import RequestRecord, SimResult, summarise
+from colocate.sim.records import RequestRecord, SimResult, slo_by_name, summarise
 from colocate.sim.replica import Replica
 from colocate.sim.settings import SimSettings, engine_settings
 from colocate.telemetry.event_log import LOG_VERSION, EventLogWriter, LogHeader
@@ -26,13 +27,19 @@ from colocate.workload.rows import Workload
 Choice = Callable[[int, Sequence[int]], int]
 
 
-def simulate(workload: Workload, settings: SimSettings, *, event_log: Path | None = None) -> SimResult:
+def simulate(
+    workload: Workload, settings: SimSettings, *, event_log: Path | None = None, most_misses: int | None = None
+) -> SimResult:
     """Offer the workload to one replica. The same arguments give the same result, and the same bytes in `event_log`.
 
-    Raises ConfigError where the settings cannot be served.
+    With `most_misses` the run ends once more requests than that have missed their SLO; what was not served by then
+    counts as a miss. Raises ConfigError where the settings cannot be served.
     """
     load = WorkloadLoad(workload.rows, lay_out(workload.rows))
-    return Run(load, settings, logs=[event_log] if event_log is not None else []).result(workload.duration_s)
+    run = Run(load, settings, logs=[event_log] if event_log is not None else [])
+    if most_misses is not None:
+        run.give_up_after(most_misses)
+    return run.result(workload.duration_s)
 
 
 @dataclass(slots=True)
@@ -55,6 +62,9 @@ class _Clients:
     heard_of: list[_Heard]
     num_open: int
     in_flight: list[int] = field(default_factory=list)
+    give_up: GiveUp | None = None
+    arrivals_s: Sequence[float] = ()
+    num_output_tokens: Sequence[int] = ()
 
     def heard(self, item: OutputItem, now_ns: int) -> None:
         heard, times = self.heard_of[item.request_id - 1], item.times
@@ -62,15 +72,28 @@ class _Clients:
         if not heard.first_token_ns:
             heard.first_token_ns = now_ns
             heard.scheduled_ns = times.scheduled_ns
+            if self.give_up is not None:
+                index = item.request_id - 1
+                self.give_up.first_token(index, (now_ns - START_NS) / 1e9 - self.arrivals_s[index])
         if item.finish is not None:
             heard.finished_ns = now_ns
             heard.num_cached, heard.num_preemptions = times.num_cached_tokens, times.preemptions
             self._over(heard)
+            if self.give_up is not None:
+                self._judge(item.request_id - 1, heard, self.give_up)
+
+    def _judge(self, index: int, heard: _Heard, give_up: GiveUp) -> None:
+        ttft_s = (heard.first_token_ns - START_NS) / 1e9 - self.arrivals_s[index]
+        num_gaps = self.num_output_tokens[index] - 1
+        tpot_s = (heard.finished_ns - heard.first_token_ns) / 1e9 / num_gaps if num_gaps > 0 else None
+        give_up.finished(index, ttft_s, tpot_s)
 
     def refused(self, message: Rejected) -> None:
         heard = self.heard_of[message.request_id - 1]
         heard.is_rejected = True
         self._over(heard)
+        if self.give_up is not None:
+            self.give_up.missed()
 
     def _over(self, heard: _Heard) -> None:
         self.in_flight[heard.replica] -= 1
@@ -103,6 +126,17 @@ class Run:
             Replica(self._clock, settings, core, number, load, self._clients, log)
             for number, log in zip_longest(replicas, self._logs)
         ]
+
+    def give_up_after(self, most_misses: int) -> None:
+        """End the run once more requests than that have missed their SLO."""
+        slos = slo_by_name(self._settings.slo_classes, self._settings.default_slo_class)
+        lengths = [self._load.lengths(index) for index in range(len(self._arrivals_s))]
+        classes = [slos.get(slo_class, slos[""]) for _, _, slo_class in lengths]
+        clients = self._clients
+        clients.arrivals_s = self._arrivals_s
+        clients.num_output_tokens = [num_output_tokens for _, num_output_tokens, _ in lengths]
+        prompt_tokens = [num_prompt_tokens for num_prompt_tokens, _, _ in lengths]
+        clients.give_up = GiveUp(most_misses, classes, prompt_tokens, self._clock.stop)
 
     def result(self, duration_s: float) -> SimResult:
         """Run to the end and read the figures."""

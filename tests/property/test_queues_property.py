@@ -146,8 +146,9 @@ class QueueWorld:
         assert all(request_id in queue for request_id in self.waiting)
         assert queue.num_tokens == sum(request.num_uncached for request in waiting)
         assert queue.num_pairs == sum(pairs_of(request) for request in waiting)
-        deadlines = [request.ttft_deadline_ns for request in waiting if request.ttft_deadline_ns != NEVER]
-        assert queue.earliest_deadline_ns() == min(deadlines, default=None)
+        now_ns = self.view.now_ns
+        deadlines = [due_ns for request in waiting if now_ns <= (due_ns := request.ttft_deadline_ns) != NEVER]
+        assert queue.earliest_deadline_ns(now_ns) == min(deadlines, default=None)
         if self.bound is not None:
             assert max((self.overtaken[request_id] for request_id in self.waiting), default=0) <= self.bound
 

@@ -48,7 +48,7 @@ def test_every_configured_discipline_can_be_chosen_and_no_other() -> None:
 def test_an_empty_queue_has_nobody_and_no_work(name: str) -> None:
     queue = choose_queue(name)
     assert queue.peek(PlainView()) is None
-    assert (len(queue), queue.num_tokens, queue.num_pairs, queue.earliest_deadline_ns()) == (0, 0, 0.0, None)
+    assert (len(queue), queue.num_tokens, queue.num_pairs, queue.earliest_deadline_ns(0)) == (0, 0, 0.0, None)
     with pytest.raises(KeyError):
         queue.remove(1)
 
@@ -99,12 +99,12 @@ def test_a_first_token_deadline_ends_with_the_first_token(name: str) -> None:
     queue = choose_queue(name)
     request = make_waiting(1, ttft_ms=20)
     queue.push(request)
-    assert queue.earliest_deadline_ns() == 20 * MS
+    assert queue.earliest_deadline_ns(0) == 20 * MS
     queue.remove(1)
     request.first_token_ns = 15 * MS
     request.output_token_ids.append(9)
     queue.push(request)  # preempted
-    assert queue.earliest_deadline_ns() is None
+    assert queue.earliest_deadline_ns(0) is None
 
 
 # -- fcfs --------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ class LoadView:
     num_waiting: int = 0  # requests whose prefill has not started
     prefill_tokens: int = 0  # not yet computed: of those waiting (cached prefixes left out) and of those in prefill
     prefill_pairs: float = 0.0  # the same load's sum(n * (r + n / 2)), see config/profile.py
-    ttft_slack_s: float | None = None  # until the earliest first-token deadline of those; None: nobody has one
+    ttft_slack_s: float | None = (
+        None  # until the earliest first-token deadline of those that has not passed; None: no such
+    )
     tpot_target_s: float | None = None  # strictest per-token target in the standing batch; None: nobody has one
     tpot_slack_s: float | None = None  # until the first row's next token is late, by its mean since the first token
     kv_free: float = 1.0  # share of the pool that is free or only cached

@@ -53,8 +53,11 @@ class Tally:
             self._deadline_order.discard(request_id)
         return request
 
-    def earliest_deadline_ns(self) -> int | None:
-        first = self._deadline_order.first()
+    def earliest_deadline_ns(self, now_ns: int) -> int | None:
+        """Those that passed are dropped for good: time does not run back."""
+        while (first := self._deadline_order.first()) is not None and first[0] < now_ns:
+            self._deadline_order.discard(first[1])
+            del self.deadlines[first[1]]
         return None if first is None else first[0]
 
     def may_refresh(self, now_ns: int) -> bool:

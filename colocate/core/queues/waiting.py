@@ -49,6 +49,7 @@ class WaitingQueue(Protocol):
         the one that `peek` named last counts as its admission. Raises KeyError where it is not queued."""
         ...
 
-    def earliest_deadline_ns(self) -> int | None:
-        """The earliest `ttft_deadline_ns` of those that wait, None where nobody has one. O(log n) amortised."""
+    def earliest_deadline_ns(self, now_ns: int) -> int | None:
+        """The earliest `ttft_deadline_ns` of those that wait and have not passed; None where there is none. A deadline
+        that was missed urges nobody: what is late for one must not cost the others. O(log n) amortised."""
         ...
