@@ -51,10 +51,12 @@ PROMPT_HEAVY = LognormalLengths(4096, 0.3, 32, 0.5)
 ANSWER_HEAVY = LognormalLengths(256, 0.5, 512, 0.4)
 
 
-def _chat(name: str, rate: float, slo: SloClass, arrivals: str, kind: str, about: str) -> Load:
+def _chat(
+    name: str, rate: float, slo: SloClass, arrivals: str, kind: str, about: str, duration_s: float = DURATION_S
+) -> Load:
     def make(scale: float, seed: int) -> Workload:
         lengths = TraceLengths(read_lengths(SHAREGPT))
-        return synthetic(name, [Segment(DURATION_S, rate * scale, lengths)], seed=seed, arrivals=arrivals)
+        return synthetic(name, [Segment(duration_s, rate * scale, lengths)], seed=seed, arrivals=arrivals)
 
     return Load(name, kind, slo, rate, make, about)
 
@@ -84,14 +86,14 @@ def _trace(name: str, file: str, rate: float, slo: SloClass, num_rows: int, abou
 LOADS = (
     _chat("chat-steady", 6.0, CHAT, "poisson", "steady", "ShareGPT lengths, Poisson"),
     _chat("chat-strict", 5.0, STRICT, "poisson", "steady", "the same, 20 ms per token"),
-    _chat("chat-bursty", 5.0, CHAT, "gamma:3", "bursty", "ShareGPT lengths, gamma arrivals of CV 3"),
+    _chat("chat-bursty", 2.0, CHAT, "gamma:3", "bursty", "ShareGPT lengths, gamma arrivals of CV 3", 150.0),
     _shift("shift-slow", 30.0, LONG, "15 s of 4,096/32, then 15 s of 256/512, by turns"),
     _shift("shift-fast", 8.0, LONG, "the same, 4 s each"),
     _shift("shift-strict", 30.0, SloClass("strict-long", ttft_s=1.0, tpot_s=0.02), "shift-slow, 20 ms per token"),
-    _trace("azure-conv", "azure_llm_2023_conv.csv", 9.0, CHAT, 500, "Azure conversations, a window of 500"),
-    _trace("azure-code", "azure_llm_2023_code.csv", 2.0, PER_TOKEN, 400, "Azure code, very bursty, a window of 400"),
+    _trace("azure-conv", "azure_llm_2023_conv.csv", 16.0, CHAT, 500, "Azure conversations, a window of 500"),
+    _trace("azure-code", "azure_llm_2023_code.csv", 1.0, PER_TOKEN, 400, "Azure code, very bursty, a window of 400"),
     _trace(
-        "mooncake", "mooncake_fast25_conversation_head1500.jsonl", 1.5, PER_TOKEN, 150,
+        "mooncake", "mooncake_fast25_conversation_head1500.jsonl", 0.55, PER_TOKEN, 150,
         "Mooncake conversations with their shared prefixes, a window of 150",
     ),
 )  # fmt: skip
