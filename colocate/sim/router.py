@@ -12,8 +12,10 @@ from colocate.workload.prompts import Piece, PromptLayout
 RouterName = Literal["round-robin", "least-loaded", "prefix"]
 ROUTERS: tuple[str, ...] = get_args(RouterName)
 
-# The prefix router gives up a cached prefix where its replica has this many requests more in flight than the emptiest:
-# about what a prefill saved is worth in queueing.
+# The prefix router follows a prefix only where it is this share of the prompt: instructions that everybody shares would
+# else send everybody to one replica.
+MIN_MATCH = 0.5
+# It gives up a cached prefix where its replica has this many requests more in flight than the emptiest.
 MAX_IMBALANCE = 16
 
 
@@ -28,7 +30,7 @@ def least_loaded(index: int, in_flight: Sequence[int]) -> int:
 
 
 class PrefixRouter:
-    """The replica that has seen most of this prompt, unless it is too busy; without one, the least loaded.
+    """The replica that has seen most of this prompt, unless it is too busy or that is little; else the least loaded.
 
     It remembers every prefix it sent: the replicas' evictions are unknown to it, as they are to a proxy.
     """
@@ -53,17 +55,17 @@ class PrefixRouter:
     def _best(self, pieces: Sequence[Piece], in_flight: Sequence[int]) -> int:
         emptiest = least_loaded(0, in_flight)
         limit = in_flight[emptiest] + MAX_IMBALANCE
-        node, best = 0, emptiest
+        enough = MIN_MATCH * sum(num_tokens for _, num_tokens in pieces)
+        node, best, num_matched = 0, emptiest, 0
         for piece in pieces:
             child = self._nodes.get((node, piece))
-            if child is None:
-                return best
-            able = [replica for replica in sorted(self._seen[child]) if in_flight[replica] <= limit]
-            if not able:
-                return best
+            able = [] if child is None else [each for each in sorted(self._seen[child]) if in_flight[each] <= limit]
+            if child is None or not able:
+                break
             best = min(able, key=in_flight.__getitem__)
+            num_matched += piece[1]
             node = child
-        return best
+        return best if num_matched >= enough else emptiest
 
 
 def choose_router(name: str, num_replicas: int, layouts: Sequence[PromptLayout]) -> Choice:

@@ -50,13 +50,16 @@ def test_least_loaded_goes_to_the_emptiest() -> None:
 
 
 def test_prefix_follows_what_was_sent_until_its_replica_is_too_busy() -> None:
-    rows = [WorkloadRow(0.0, 50, 1, prefix, 16) for prefix in ((1, 2), (1, 3), (9,), (1, 2), (1, 2))]
+    prefixes = ((1, 2, 3), (1, 2, 4), (9,), (1, 2, 3), (1, 2, 3), (1, 7, 7))
+    rows = [WorkloadRow(0.0, 50, 1, prefix, 16) for prefix in prefixes]
     router = PrefixRouter(lay_out(rows))
     assert router.choose(0, [0, 0]) == 0
-    assert router.choose(1, [1, 0]) == 0  # has seen block 1
+    assert router.choose(1, [1, 0]) == 0  # has seen blocks 1 and 2
     assert router.choose(2, [2, 0]) == 1  # new to everybody: the emptiest
     assert router.choose(3, [MAX_IMBALANCE + 1, 0]) == 1  # too busy
-    assert router.choose(4, [3, 3]) in (0, 1)
+    assert router.choose(4, [4, 3]) == 1  # both have seen it now
+    assert router.choose(5, [4, 5]) == 0  # a shared first block alone is little: the emptiest
+    assert router.choose(5, [5, 4]) == 0  # and by now all of it
 
 
 def test_prefix_router_finds_more_cached_than_round_robin() -> None:
