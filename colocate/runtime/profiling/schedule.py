@@ -1,4 +1,4 @@
-"""Who is measured next: every setup at every state once, in random order, then all again in another order.
+"""Who is measured next: every setup at every state, in random order, then all again in another order.
 
 A setup is a plan and the phases that work under it. Visits of one point lie minutes apart, so a slow minute of the
 machine hits all points alike and the median over the visits leaves it out.
@@ -16,6 +16,7 @@ from colocate.core.plan import SHARED, PlanTable
 PASSES = 3  # visits of every point that a budget should pay for
 _SECONDS_PER_VISIT = 0.12
 _MIN_STATES, _MAX_STATES = 12, 40
+_STAGE_STATES, _STAGE_VISITS = 12, 2
 _MIN_VISIT_S, _MAX_VISIT_S = 0.02, 0.3
 
 
@@ -65,13 +66,19 @@ def size_visit_s(budget_s: float, num_points: int) -> float:
 
 
 def order(setups: list[Setup], num_states: int, done: Iterable[tuple[str, int]], seed: int) -> Iterator[Point]:
-    """Points without end, those visited least first. `done` are (setup name, state) visited by an earlier run."""
-    points = [(setup, state) for setup in setups for state in range(num_states)]
+    """Points without end. `done` are (setup name, state) visited by an earlier run.
+
+    In stages: the first states of every setup are visited twice before the next ones are begun, so that a budget too
+    short for all has few states measured well and not many measured once. Then all in turn, those visited least first.
+    """
     counts = Counter(done)
-    while True:
-        lowest = min(counts[setup.name, state] for setup, state in points)
-        todo = [point for point in points if counts[point[0].name, point[1]] == lowest]
-        random.Random(f"order/{seed}/{lowest}").shuffle(todo)
-        for setup, state in todo:
-            counts[setup.name, state] += 1
-            yield setup, state
+    stages = range(_STAGE_STATES, num_states, _STAGE_STATES)
+    for num_staged, enough in [*((size, _STAGE_VISITS) for size in (*stages, num_states)), (num_states, None)]:
+        points = [(setup, state) for setup in setups for state in range(num_staged)]
+        while enough is None or min(counts[setup.name, state] for setup, state in points) < enough:
+            lowest = min(counts[setup.name, state] for setup, state in points)
+            todo = [point for point in points if counts[point[0].name, point[1]] == lowest]
+            random.Random(f"order/{seed}/{num_staged}/{lowest}").shuffle(todo)
+            for setup, state in todo:
+                counts[setup.name, state] += 1
+                yield setup, state
