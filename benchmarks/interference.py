@@ -5,7 +5,7 @@
 
 Each arm is its own `colocate serve` on the same random weights, spoken to over HTTP from this process; the arms run one
 after another, the whole list `--repeats` times, so that drift of a shared machine hits all alike. Ratios are to the
-phases alone, measured in the same run.
+phases alone, measured in the same run. `--arms chunked shared` runs the arms whose names begin so, and no others.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class Arm:
     prefills: bool = True
 
 
+# The industry's default, with both cores and every chunk size that a careful operator would try.
+CHUNKED_ARMS = tuple(
+    Arm(f"chunked {size}", ("--mode", "chunked", "--chunk-size", str(size))) for size in (64, 128, 256, 512)
+)
 PRESSURE_ARMS = (
     Arm("decode alone", ("--plan", "elastic"), prefills=False),
     Arm("prefill alone", ("--plan", "elastic"), decodes=False),
@@ -49,11 +53,13 @@ PRESSURE_ARMS = (
     Arm("static split", ("--plan", "static:p1d1")),
     Arm("elastic", ("--plan", "elastic")),
     Arm("shared", ("--mode", "shared")),
+    *CHUNKED_ARMS,
 )
 BURST_ARMS = (
     Arm("static split", ("--plan", "static:p1d1")),
     Arm("elastic", ("--plan", "elastic")),
     Arm("shared", ("--mode", "shared")),
+    *CHUNKED_ARMS,
 )
 
 
@@ -183,7 +189,9 @@ def print_ratios(results: dict[str, dict]) -> None:
     scales perfectly over two cores cannot keep more than 0.50 on one, so the ratios to the phases alone on their share
     stand beside them."""
     print("\nratios to the phases alone on both cores [and alone on their share]")
-    for name in ("static split", "elastic", "shared"):
+    for name in ("static split", "elastic", "shared", *(arm.name for arm in CHUNKED_ARMS)):
+        if name not in results:
+            continue
         cells = [
             f"{label} {_ratio(results, name, f'{phase} alone', key):.2f} "
             f"[{_ratio(results, name, f'{phase} on share', key):.2f}]"
@@ -207,11 +215,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES))
     parser.add_argument("--window", type=float, default=20.0, help="seconds measured per arm and repeat")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--arms", nargs="*", default=[""], metavar="NAME", help="only arms whose name begins so")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     is_pressure = options.study == "pressure"
     shape = options.shape or ("30M" if is_pressure else "125M")
     arms, pause_s = (PRESSURE_ARMS, 0.0) if is_pressure else (BURST_ARMS, 6.0)
+    arms = tuple(arm for arm in arms if arm.name.startswith(tuple(options.arms)))
     samples: dict[str, list[dict]] = {arm.name: [] for arm in arms}
     with tempfile.TemporaryDirectory(prefix="colocate-bench-") as directory:
         model = write_random_model(Path(directory) / shape, SHAPES[shape])
@@ -230,10 +240,12 @@ def main() -> None:
     else:
         keys = ("itl_quiet_p50_ms", "itl_busy_p50_ms", "itl_busy_p99_ms", "ttft_p50_s", "decode_tokens_per_s")
     print_table(results, keys)
-    if is_pressure:
+    if is_pressure and options.arms == [""]:
         print_ratios(results)
     if options.out:
         command = f"python benchmarks/interference.py {options.study} --shape {shape} --repeats {options.repeats}"
+        if options.arms != [""]:
+            command += f" --arms {' '.join(options.arms)}"
         record = {"command": command, "machine": describe_machine(), "window_s": options.window, "arms": results}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -93,9 +93,9 @@ def test_deterministic_forwards_write_and_draw_the_same_bits(checkpoint: Path, k
         rows.append(harness.row(index, prompt, harness.prompt(index, prompt, blocks, params=params), blocks, params))
     for version in range(1, NUM_TOKENS):
         harness.step(rows, version)
-    found, blocks = serve(harness, hybrid_over(harness, True), 24, params)
+    found, tables = serve(harness, hybrid_over(harness, True), 24, params)
     assert found == [row.output_token_ids for row in rows]
-    for prompt, row, own in zip(prompts(), rows, blocks, strict=True):
+    for prompt, row, own in zip(prompts(), rows, tables, strict=True):
         num_written = len(prompt) + NUM_TOKENS - 1
         assert (harness.stored_kv(own, num_written) == harness.stored_kv(row.block_table, num_written)).all()
 

@@ -115,7 +115,7 @@ def connected(daemon: Daemon, body: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-# -- the real model ------------------------------------------------------------------------------------------------------
+# -- the real model ---------------------------------------------------------------------------------------------------
 
 CPU = ("--device", "cpu", "--kv-memory", "64MiB", "--deterministic", "--start-timeout-s", str(START_LIMIT_S))
 

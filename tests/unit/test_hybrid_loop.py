@@ -87,7 +87,7 @@ def test_tokens_are_those_of_the_two_workers(bench: Bench) -> None:
     wanted = [message for message in alone.settle() + decode.settle() if not isinstance(message, PlanApplied)]
     found = bench.settle()
 
-    def tokens(messages: list[object]) -> list[int | None]:
+    def tokens(messages: Sequence[object]) -> list[int | None]:
         steps = [row.token_id for each in messages if isinstance(each, StepReport) for row in each.rows]
         return [row.token_id for each in messages if isinstance(each, PrefillDone) for row in each.rows] + steps
 
