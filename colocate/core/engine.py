@@ -111,7 +111,7 @@ class Engine:
     def _foresee(self) -> None:
         """What prefill work costs depends on the plan, and on whether decode works beside it."""
         prefill, plan = self.prefill, self.plan
-        prefill.plan_seq = self.ledger.seq
+        prefill.plan_seq, prefill.plan_applied_ns = self.ledger.seq, self.ledger.prefill_applied_ns
         prefill.prospects.units = plan.prefill_units or self.settings.total_units
         prefill.prospects.peer_units = plan.decode_units if self.decode.busy and plan.prefill_units else 0
 

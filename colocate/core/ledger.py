@@ -11,6 +11,7 @@ from colocate.types import Role
 
 SWITCHING = "(switching)"
 NUM_LATENCIES_KEPT = 2048
+NOT_YET = 1 << 62
 
 
 @dataclass(slots=True)
@@ -78,6 +79,13 @@ class SwitchLedger:
             last.decode_applied_ns = last.decode_applied_ns or applied_ns
         if last.prefill_applied_ns and last.decode_applied_ns and not last.interrupted:
             self.latencies_ns.append(max(last.prefill_applied_ns, last.decode_applied_ns) - last.decided_ns)
+
+    @property
+    def prefill_applied_ns(self) -> int:
+        """Since when prefill has the plan asked for now; NOT_YET while it has not, 0 where it had it from the start."""
+        if self.last is None:
+            return 0
+        return self.last.prefill_applied_ns or NOT_YET
 
     def interrupt(self) -> None:
         """A worker is gone, or not there yet: a switch that is under way has no latency to learn from."""

@@ -45,15 +45,14 @@ class Chunk:
 
 @dataclass(slots=True)
 class BatchInFlight:
-    """`predicted_s` and `peer_units` are what was expected when it was sent; `due_ns` when it should be done."""
+    """`peer_units` is what decode worked on when it was sent; `due_ns` when it should be done."""
 
     batch_id: int
     chunks: list[Chunk]
     urgent: bool
-    plan_seq: int
     peer_units: int
-    predicted_s: float
     due_ns: int
+    was_set_aside: bool = False
 
 
 class PrefillSide:
@@ -67,6 +66,7 @@ class PrefillSide:
         "num_remaining",
         "num_set_aside",
         "online",
+        "plan_applied_ns",
         "plan_seq",
         "prospects",
         "remaining_pairs",
@@ -86,6 +86,7 @@ class PrefillSide:
         self.remaining_pairs = 0.0  # the same as sum(n * (r + n / 2))
         self.num_set_aside = 0
         self.plan_seq = 0  # asked for now
+        self.plan_applied_ns = 0  # since when it is in force here; 0: since before anything was sent
 
     @property
     def busy(self) -> bool:
@@ -123,19 +124,12 @@ class PrefillSide:
             sum(chunk.num_tokens for chunk in chunks), sum(chunk.pairs for chunk in chunks)
         )
         begins_ns = books.now_ns if urgent or not self.batches else max(self.batches[-1].due_ns, books.now_ns)
-        batch = BatchInFlight(
-            batch_id,
-            chunks,
-            urgent,
-            self.plan_seq,
-            prospects.peer_units,
-            predicted_s,
-            begins_ns + int(predicted_s * 1e9),
-        )
+        due_ns = begins_ns + int(predicted_s * 1e9)
+        batch = BatchInFlight(batch_id, chunks, urgent, prospects.peer_units, due_ns)
         if urgent:
             for other in self.batches:
                 other.due_ns += int(predicted_s * 1e9)
-                other.plan_seq = -1  # set aside for a while: its time tells nothing about its size
+                other.was_set_aside = True
             self.num_set_aside += 1
             self.batches.appendleft(batch)
         else:
@@ -186,12 +180,17 @@ class PrefillSide:
         return finished
 
     def _learn(self, batch: BatchInFlight, message: PrefillDone) -> None:
-        """Correct the latency model, if the whole forward ran under one plan and what was expected of it held."""
-        model = self._books.model
-        is_clean = batch.plan_seq == message.plan_seq == self.plan_seq and batch.peer_units == self.prospects.peer_units
-        if model is not None and is_clean and message.rows and self._books.settings.mode != "chunked":
-            measured_s = (message.finished_ns - message.started_ns) / 1e9
-            model.observe("prefill", batch.predicted_s, measured_s)
+        """Correct the latency model by a forward that ran wholly under the plan asked for now, with decode beside it as
+        when it was sent. One that was set aside tells nothing."""
+        model, prospects = self._books.model, self.prospects
+        is_one_plan = message.plan_seq == self.plan_seq and message.started_ns >= self.plan_applied_ns
+        is_as_sent = not batch.was_set_aside and bool(batch.peer_units) == bool(prospects.peer_units)
+        if model is None or not (is_one_plan and is_as_sent and message.rows) or self._books.settings.mode == "chunked":
+            return
+        num_tokens, pairs = sum(chunk.num_tokens for chunk in batch.chunks), sum(chunk.pairs for chunk in batch.chunks)
+        model.observe(
+            "prefill", prospects.forward_s(num_tokens, pairs), (message.finished_ns - message.started_ns) / 1e9
+        )
 
     def _land(self, batch_id: int) -> tuple[BatchInFlight | None, list[Chunk]]:
         """The worker is through with this batch: the chunks whose requests go on. Cancelled ones are let go."""

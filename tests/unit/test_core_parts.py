@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from colocate.config.profile import Coefficients, DeviceProfile, ShareProfile
 from colocate.core.blocks import BlockPool
 from colocate.core.drain_rate import MAX_RETRY_S, DrainRate
 from colocate.core.engine import Engine
@@ -187,3 +188,31 @@ def test_the_youngest_gives_way_whatever_its_phase() -> None:
 def test_large_messages_are_cut_in_order() -> None:
     pieces = in_pieces([3, MESSAGE_TOKENS - 3, 1, MESSAGE_TOKENS * 2, 5], lambda size: size)
     assert pieces == [[3, MESSAGE_TOKENS - 3], [1], [MESSAGE_TOKENS * 2], [5]]
+
+
+PROFILE = DeviceProfile(
+    "test device", "made up", 4, 1, 4, [ShareProfile(4, Coefficients(1e-8, 0, 1e-7), Coefficients(1e-9, 1e-8, 1e-7))]
+)
+
+
+@pytest.mark.parametrize("plan", ["static:p2d2", "elastic"])
+def test_the_latency_model_learns_both_phases_from_clean_work(plan: str) -> None:
+    """The world takes 900 ns for everything, which is more than this profile says."""
+    world = World(
+        EngineSettings(
+            num_blocks=64, block_size=4, max_num_seqs=8, max_num_batched_tokens=8, max_queue=8, total_units=4,
+            plan=plan, latency=PROFILE,
+        )
+    )  # fmt: skip
+    for role in (Role.PREFILL, Role.DECODE):
+        world.start(role)
+    for _ in range(4):
+        world.submit(24, 12)
+    while any(client.finish is None for client in world.clients.values()):
+        world.apply_plan()
+        world.prefill_read()
+        world.prefill_run()
+        world.decode_turn()
+    model = world.engine.books.model
+    assert model is not None
+    assert model.correction("prefill") > 1.0 and model.correction("decode") > 1.0
