@@ -7,7 +7,8 @@ the ends the nearest share holds.
 Hybrid forwards (mode `chunked`) run a chunk and the standing batch together. The weights are read once and the matrix
 products see chunk tokens and rows alike, so
 
-    hybrid seconds = max(a_p * (n + rows) + c_p, b_d * rows + c_d) + b_p * pairs + a_d * sum(context)
+    hybrid seconds = max(a_p * (n + rows) + c_p, b_d * rows + c_d) + b_p * pairs + d_p * pairs / n
+                     + a_d * sum(context)
 
 with subscript p of prefill and d of decode: the roofline argument of Sarathi-Serve (arXiv 2403.02310, section 3).
 """
@@ -40,7 +41,8 @@ class LatencyModel:
     def prefill_s(self, units: int, linear: float, pairs: float, peer_units: int = 0) -> float:
         """One forward over rows of n new and r cached tokens: `linear` = sum(n), `pairs` = sum(n * (r + n / 2))."""
         k = self._prefill[units]
-        seconds = (k.a * linear + k.b * pairs + k.c) * self._corrections["prefill"]
+        context = pairs / linear if linear else 0.0
+        seconds = (k.a * linear + k.b * pairs + k.c + k.d * context) * self._corrections["prefill"]
         return seconds * self.contention(units, peer_units)[0] if peer_units else seconds
 
     def decode_s(self, units: int, sum_context: float, rows: float, peer_units: int = 0) -> float:
@@ -53,7 +55,8 @@ class LatencyModel:
         """One forward of mode `chunked`: a chunk and the standing batch together."""
         p, d = self._prefill[units], self._decode[units]
         products_s = max(p.a * (linear + rows) + p.c if linear else 0.0, d.b * rows + d.c if rows else 0.0)
-        seconds = products_s + p.b * pairs + d.a * sum_context
+        context = pairs / linear if linear else 0.0
+        seconds = products_s + p.b * pairs + p.d * context + d.a * sum_context
         return seconds * self._corrections["prefill" if linear else "decode"]
 
     def contention(self, prefill_units: int, decode_units: int) -> tuple[float, float]:
@@ -99,7 +102,10 @@ def _interpolate(shares: list[ShareProfile], phase: Phase, num_units: int) -> Co
     near, far = 1 / units[above - 1], 1 / units[above]
     part = (near - 1 / num_units) / (near - far)
     return Coefficients(
-        low.a + part * (high.a - low.a), low.b + part * (high.b - low.b), low.c + part * (high.c - low.c)
+        low.a + part * (high.a - low.a),
+        low.b + part * (high.b - low.b),
+        low.c + part * (high.c - low.c),
+        low.d + part * (high.d - low.d),
     )
 
 

@@ -14,7 +14,16 @@ URGENT_SHARE = 0.5
 class PrefillScheduler:
     """Reads the queue and the prefill side, and hands the side what to send."""
 
-    __slots__ = ("_books", "_decode_starves", "_num_decode_rows", "_prospects", "_side", "admission", "is_blocked")
+    __slots__ = (
+        "_books",
+        "_decode_starves",
+        "_judged",
+        "_num_decode_rows",
+        "_prospects",
+        "_side",
+        "admission",
+        "is_blocked",
+    )
 
     def __init__(self, books: Books, side: PrefillSide) -> None:
         self._books = books
@@ -23,6 +32,7 @@ class PrefillScheduler:
         self.admission = choose_admission(books.settings.admission)
         self._num_decode_rows = 0  # as of this event
         self._decode_starves = False
+        self._judged = (0, 0)  # how many waited, and how many batches had been sent, when urgency was judged last
         self.is_blocked = False  # somebody waits, prefill could take it, and blocks or rows are lacking
 
     def schedule(self, num_decode_rows: int, decode_starves: bool) -> None:
@@ -133,8 +143,11 @@ class PrefillScheduler:
         detour they can afford, runs between two of their slices."""
         if self._books.model is None or self._books.settings.mode == "chunked" or self._side.suspects:
             return
-        if self._books.queue.earliest_deadline_ns(self._books.now_ns) is None:
-            return
+        queue, side = self._books.queue, self._side
+        seen = (len(queue), side.num_sent)
+        if seen == self._judged or queue.earliest_deadline_ns(self._books.now_ns) is None:
+            return  # time alone makes nobody urgent: who would be in time behind the forwards in flight still will be
+        self._judged = seen
         waiting, most = self._next_waiting(), self._most()
         if waiting is None or waiting.num_uncached > self._allowed(most) or not self._may_interrupt(waiting):
             return

@@ -61,9 +61,9 @@ class PrefillSide:
 
     __slots__ = (
         "_books",
-        "_next_batch_id",
         "batches",
         "num_remaining",
+        "num_sent",
         "num_set_aside",
         "online",
         "plan_applied_ns",
@@ -76,7 +76,7 @@ class PrefillSide:
 
     def __init__(self, books: Books) -> None:
         self._books = books
-        self._next_batch_id = 1
+        self.num_sent = 0  # batches so far; the last one's id
         self.batches: deque[BatchInFlight] = deque()
         self.running: dict[int, Request] = {}
         self.suspects = books.suspects[Role.PREFILL]
@@ -118,8 +118,8 @@ class PrefillSide:
     def send(self, chunks: list[Chunk], *, urgent: bool = False) -> None:
         """One forward to the worker. An urgent one runs between two slices of the forward under way."""
         books, prospects = self._books, self.prospects
-        batch_id = self._next_batch_id
-        self._next_batch_id += 1
+        self.num_sent += 1
+        batch_id = self.num_sent
         predicted_s = prospects.forward_s(
             sum(chunk.num_tokens for chunk in chunks), sum(chunk.pairs for chunk in chunks)
         )
