@@ -1,7 +1,10 @@
 """A device profile: how long prefill and decode take on each share of one device, for one model.
 
-    prefill seconds = (a * sum(n) + b * sum(n * (r + n / 2)) + c) * contention     n new, r cached tokens of a row
-    decode seconds  = (a * sum(context) + b * rows + c) * contention
+    prefill seconds = (a * sum(n) + b * pairs + c + d * pairs / sum(n)) * contention    pairs = sum(n * (r + n / 2))
+    decode seconds  = (a * sum(context) + b * rows + c) * contention                    n new, r cached tokens of a row
+
+pairs / sum(n) is the mean context of the new tokens: d is what it costs to read keys and values once, however few
+tokens look at them. Sixteen new tokens behind 8,000 cached ones take ten times as long as sixteen alone.
 
 Coefficients are given for some shares; `core/latency.py` interpolates between them. Contention applies while the other
 phase works. The same file feeds the engine's latency model, the emulated device and the simulator. `colocate profile`
@@ -29,6 +32,7 @@ class Coefficients(Struct, frozen=True, array_like=True):
     a: _NonNegative
     b: _NonNegative
     c: _NonNegative
+    d: _NonNegative = 0.0  # of prefill alone
 
 
 class ShareProfile(Struct, frozen=True, forbid_unknown_fields=True):

@@ -121,4 +121,4 @@ def bend(profile: DeviceProfile, error: float, seed: int) -> DeviceProfile:
 
 
 def _times(k: Coefficients, factor: float) -> Coefficients:
-    return Coefficients(k.a * factor, k.b * factor, k.c * factor)
+    return Coefficients(k.a * factor, k.b * factor, k.c * factor, k.d * factor)

@@ -9,22 +9,24 @@ from itertools import islice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from colocate.config.profile import Phase
 from colocate.core.plan import build_plan_table
 from colocate.runtime.profiling.fit import fit_coefficients
 from colocate.runtime.profiling.schedule import all_setups, order
 from colocate.runtime.profiling.states import decode_state, limits_of, prefill_state
 
 _seconds = st.floats(1e-7, 1e4)
-_measured = st.lists(st.tuples(st.floats(0, 1e7), st.floats(0, 1e10), _seconds), min_size=1, max_size=40)
+_measured = st.lists(st.tuples(st.integers(0, 10**7), st.floats(0, 1e10), _seconds), min_size=1, max_size=40)
 
 
 @settings(max_examples=150, deadline=None)
-@given(_measured)
-def test_the_fit_never_gives_a_negative_coefficient(measured: list[tuple[float, float, float]]) -> None:
+@given(st.sampled_from(["prefill", "decode"]), _measured)
+def test_the_fit_never_gives_a_negative_coefficient(phase: Phase, measured: list[tuple[float, float, float]]) -> None:
     linear, pairs, seconds = zip(*measured, strict=True)
-    found = fit_coefficients(linear, pairs, seconds)
-    assert all(math.isfinite(value) and value >= 0 for value in (found.a, found.b, found.c))
-    assert any(value > 0 for value in (found.a, found.b, found.c))
+    found = fit_coefficients(phase, linear, pairs, seconds)
+    values = (found.a, found.b, found.c, found.d)
+    assert all(math.isfinite(value) and value >= 0 for value in values)
+    assert any(value > 0 for value in values) and (phase == "prefill" or found.d == 0)
 
 
 @settings(max_examples=150, deadline=None)

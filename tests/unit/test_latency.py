@@ -27,6 +27,17 @@ def test_a_profiled_share_is_its_own_formula() -> None:
     assert latency.decode_s(8, 100, 6) == pytest.approx(100 + 6 + 1)
 
 
+def test_a_few_tokens_behind_a_long_cache_pay_for_reading_it() -> None:
+    k = Coefficients(1.0, 0.0, 2.0, 0.5)
+    shares = [ShareProfile(2, k, k), ShareProfile(4, Coefficients(1.0, 0.0, 2.0, 0.25), k)]
+    latency = LatencyModel(DeviceProfile("test device", "made up", 8, 1, 4, shares))
+    assert latency.prefill_s(2, 4, 4 * (1000 + 2)) == pytest.approx(4 + 2 + 0.5 * 1002)
+    assert latency.prefill_s(3, 4, 4 * 1002) == pytest.approx(6 + (0.25 + 0.25 / 3) * 1002), "linear in 1 / units"
+    assert latency.prefill_s(2, 0, 0) == 2.0
+    assert latency.hybrid_s(2, 4, 4 * 1002, 0, 0) == pytest.approx(latency.prefill_s(2, 4, 4 * 1002))
+    assert latency.decode_s(2, 0, 0) == 2.0, "a term of prefill alone"
+
+
 @pytest.mark.parametrize("units", range(2, 9))
 def test_work_that_scales_with_the_share_is_exact_between_two(units: int) -> None:
     assert model(2, 8).prefill_s(units, 10, 50) == pytest.approx((80 + 50) / units + 2)

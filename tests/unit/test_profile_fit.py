@@ -11,12 +11,13 @@ from colocate.config.profile import Coefficients, DeviceProfile, Sample, SharePr
 from colocate.runtime.profiling.fit import DeviceFacts, fit_coefficients, fit_profile, noise_of, with_contention
 from colocate.runtime.profiling.journal import Measured, Visit
 
-TRUE = Coefficients(3e-5, 2e-9, 4e-3)
+TRUE = Coefficients(3e-5, 2e-9, 4e-3, 1e-6)
+STEP = Coefficients(3e-5, 2e-9, 4e-3)
 STATES = [(new, cached) for new in (8, 32, 100, 256, 512) for cached in (0, 500, 4000, 8000)]
 
 
 def seconds_of(linear: float, pairs: float, k: Coefficients = TRUE) -> float:
-    return k.a * linear + k.b * pairs + k.c
+    return k.a * linear + k.b * pairs + k.c + k.d * pairs / linear
 
 
 def points() -> list[tuple[float, float]]:
@@ -25,16 +26,18 @@ def points() -> list[tuple[float, float]]:
 
 def test_exact_times_give_exact_coefficients() -> None:
     linear, pairs = zip(*points(), strict=True)
-    found = fit_coefficients(linear, pairs, [seconds_of(*point) for point in points()])
-    assert (found.a, found.b, found.c) == pytest.approx((TRUE.a, TRUE.b, TRUE.c), rel=1e-6)
+    found = fit_coefficients("prefill", linear, pairs, [seconds_of(*point) for point in points()])
+    assert (found.a, found.b, found.c, found.d) == pytest.approx((TRUE.a, TRUE.b, TRUE.c, TRUE.d), rel=1e-6)
 
 
 def test_noise_of_five_percent_averages_out() -> None:
     draw = random.Random(1)
     many = points() * 20
     linear, pairs = zip(*many, strict=True)
-    found = fit_coefficients(linear, pairs, [seconds_of(*point) * draw.lognormvariate(0, 0.05) for point in many])
-    assert (found.a, found.b, found.c) == pytest.approx((TRUE.a, TRUE.b, TRUE.c), rel=0.1)
+    found = fit_coefficients(
+        "prefill", linear, pairs, [seconds_of(*point) * draw.lognormvariate(0, 0.05) for point in many]
+    )
+    assert (found.a, found.b, found.c, found.d) == pytest.approx((TRUE.a, TRUE.b, TRUE.c, TRUE.d), rel=0.1)
     predicted = [seconds_of(*point, found) for point in points()]
     assert predicted == pytest.approx([seconds_of(*point) for point in points()], rel=0.02)
 
@@ -45,7 +48,7 @@ def test_a_tenth_of_outliers_moves_little() -> None:
     for index in (3, 11):
         times[index] *= 2.5
     linear, pairs = zip(*points(), strict=True)
-    found = fit_coefficients(linear, pairs, times)
+    found = fit_coefficients("prefill", linear, pairs, times)
     predicted = np.array([seconds_of(*point, found) for point in points()])
     assert np.allclose(predicted, [seconds_of(*point) for point in points()], rtol=0.03)
 
@@ -54,7 +57,7 @@ def test_a_term_that_is_not_there_is_zero_and_not_negative() -> None:
     linear, pairs = zip(*points(), strict=True)
     # Faster with more cached tokens, as a kernel with better tiles is: least squares alone would make b negative.
     times = [TRUE.a * n + TRUE.c - 1e-10 * p for n, p in points()]
-    found = fit_coefficients(linear, pairs, times)
+    found = fit_coefficients("decode", linear, pairs, times)
     assert found.b == 0.0 and found.a > 0 and found.c > 0
 
 
@@ -69,10 +72,13 @@ def test_visits_beside_other_programs_give_way_to_quiet_ones() -> None:
         for foreign, slowdown in ((0.9, 4.0), (0.8, 3.0), (0.01, 1.0), (0.02, 1.0), (0.7, 2.0)):
             times = [quiet * slowdown] * 3
             visits.append(visit(state, foreign, Measured("prefill", 1, 0, linear, pairs, times)))
-            visits.append(visit(state, foreign, Measured("decode", 1, 0, linear, pairs, times)))
+            steps = [slowdown * (1e-6 * linear + 1e-9 * pairs + 1e-3)] * 3
+            visits.append(visit(state, foreign, Measured("decode", 1, 0, linear, pairs, steps)))
     profile = fit_profile(visits, ["setup"], facts(), seed=0)
-    for found in (profile.shares[0].prefill, profile.shares[0].decode):
-        assert (found.a, found.b, found.c) == pytest.approx((TRUE.a, TRUE.b, TRUE.c), rel=1e-6)
+    found = profile.shares[0].decode
+    assert (found.a, found.b, found.c, found.d) == pytest.approx((1e-6, 1e-9, 1e-3, 0.0), rel=1e-6)
+    found = profile.shares[0].prefill
+    assert (found.a, found.b, found.c, found.d) == pytest.approx((TRUE.a, TRUE.b, TRUE.c, TRUE.d), rel=1e-6)
 
 
 def test_noise_is_measured_against_the_visit_it_belongs_to() -> None:
@@ -97,11 +103,11 @@ def test_too_few_repeats_tell_nothing_about_noise() -> None:
 @pytest.mark.parametrize(("factor", "expected"), [(1.7, 1.7), (0.8, 1.0)])
 def test_contention_is_the_ratio_to_the_phase_alone_and_never_a_gain(factor: float, expected: float) -> None:
     alone = DeviceProfile(
-        name="d", source="s", units=2, granularity=1, num_layers=1, shares=[ShareProfile(1, TRUE, TRUE)], model="m"
+        name="d", source="s", units=2, granularity=1, num_layers=1, shares=[ShareProfile(1, TRUE, STEP)], model="m"
     )
     samples = [
-        Sample(phase, 1, 1, linear, pairs, factor * seconds_of(linear, pairs), index % 4 == 0)
-        for phase in ("prefill", "decode")
+        Sample(phase, 1, 1, linear, pairs, factor * seconds_of(linear, pairs, k), index % 4 == 0)
+        for phase, k in (("prefill", TRUE), ("decode", STEP))
         for index, (linear, pairs) in enumerate(points())
     ]
     profile = with_contention(alone, samples)

@@ -122,10 +122,15 @@ def with_contention(alone: DeviceProfile, samples: list[Sample]) -> DeviceProfil
     return _replaced(profile, errors=errors)
 
 
-def fit_coefficients(linear: Sequence[float], pairs: Sequence[float], seconds: Sequence[float]) -> Coefficients:
-    """(a, b, c) of `a * linear + b * pairs + c`, none negative."""
+def fit_coefficients(
+    phase: Phase, linear: Sequence[float], pairs: Sequence[float], seconds: Sequence[float]
+) -> Coefficients:
+    """None negative: (a, b, c) of `a * linear + b * pairs + c`, for prefill also d of `d * pairs / linear`."""
     measured = np.asarray(seconds, dtype=np.float64)
-    rows = np.column_stack([linear, pairs, np.ones(len(measured))]) / measured[:, None]
+    terms = [np.asarray(linear, dtype=np.float64), np.asarray(pairs, dtype=np.float64), np.ones(len(measured))]
+    if phase == "prefill":
+        terms.append(np.divide(terms[1], terms[0], out=np.zeros(len(measured)), where=terms[0] > 0))
+    rows = np.column_stack(terms) / measured[:, None]
     scale = np.linalg.norm(rows, axis=0)
     scale[scale == 0.0] = 1.0
     weights = np.ones(len(measured))
@@ -134,8 +139,7 @@ def fit_coefficients(linear: Sequence[float], pairs: Sequence[float], seconds: S
         solution, _residual = nnls(rows / scale * roots[:, None], roots)
         errors = np.abs(rows / scale @ solution - 1.0)
         weights = np.minimum(1.0, _HUBER_S / np.maximum(errors, 1e-12))
-    a, b, c = (float(value) for value in solution / scale)
-    return Coefficients(a, b, c)
+    return Coefficients(*(float(value) for value in solution / scale))
 
 
 def error_of(model: LatencyModel, samples: Iterable[Sample], phase: Phase, *, contended: bool) -> FitError | None:
@@ -223,7 +227,7 @@ def _fit_shares(samples: list[Sample]) -> list[ShareProfile]:
                 groups[sample.units].append(sample)
         for units, group in groups.items():
             fits[phase][units] = fit_coefficients(
-                [s.linear for s in group], [s.pairs for s in group], [s.seconds for s in group]
+                phase, [s.linear for s in group], [s.pairs for s in group], [s.seconds for s in group]
             )
     return [
         ShareProfile(units, _nearest(fits["prefill"], units), _nearest(fits["decode"], units))
