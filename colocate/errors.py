@@ -62,6 +62,10 @@ class ChannelClosed(ColocateError):
     """The peer of a channel is gone, or a sequence number is missing: nothing more can be trusted from it."""
 
 
+class MeasuringFailed(ColocateError):
+    """A worker was lost or a forward raised while it was being measured: there is no result."""
+
+
 class InvariantError(ColocateError):
     """An illegal transition or a broken invariant: a bug. `story` is the object's own history, newest last."""
 

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from msgspec import msgpack
 
-from colocate.errors import ChannelClosed, ConfigError
+from colocate.errors import ChannelClosed, ConfigError, MeasuringFailed
 from colocate.messages.control import ChildFailed
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.board import Board
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         _report(control, ChildFailed(True, error.where, error.problem, error.remedy))
         return 2
-    except ChannelClosed as error:
+    except (ChannelClosed, MeasuringFailed) as error:
         _report(control, ChildFailed(False, role.value, str(error), ""))
         return 1
     except Exception as error:

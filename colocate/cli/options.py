@@ -135,7 +135,7 @@ PROFILE_OPTIONS = tuple(
     for name in GENERATE_OPTIONS
     if name in _MEASURED
     or (HELP[name][0] == MODEL_PANEL and name != "served_model_name")
-    or name in ("device", "units", "profile", "faults", "start_timeout_s", "heartbeat_timeout_s")
+    or name in ("device", "units", "profile", "faults", "start_timeout_s")
 )
 # What `colocate simulate` shares with `serve`.
 SIMULATE_OPTIONS = (

@@ -50,10 +50,15 @@ def run_once(config: ServeConfig, prompt: OneShot) -> int:
     return _supervise(config, crew, console, startup, phases, lambda: None)
 
 
+# Nobody waits for an answer: a machine too busy to beat for a few seconds costs a bad visit and not the run.
+_MEASURING_PATIENCE_S = 30.0
+
+
 def run_measuring(config: ServeConfig, job_for: Callable[[Startup], ProfilingJob]) -> tuple[int, Startup]:
     """`colocate profile`: the same keeper and workers, a profiler in the engine's place, no frontend. The exit code,
     and what was measured on. A process that dies is not replaced: what it was measuring would be another's."""
-    supervisor = dataclasses.replace(config.supervisor, max_restarts=0)
+    patient_s = max(_MEASURING_PATIENCE_S, config.supervisor.heartbeat_timeout_s)
+    supervisor = dataclasses.replace(config.supervisor, max_restarts=0, heartbeat_timeout_s=patient_s)
     scheduler = dataclasses.replace(config.scheduler, mode="colocated", plan="elastic", plans=None)
     config = dataclasses.replace(config, supervisor=supervisor, scheduler=scheduler)
     console = Console()

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from colocate.errors import ChannelClosed, ColocateError
+from colocate.errors import ChannelClosed, MeasuringFailed
 from colocate.messages.control import PlanApplied, Shutdown, WorkerGone, WorkerHello, WorkerStarting
 from colocate.messages.prefill import BatchFailed
 from colocate.transport.board import Board
@@ -21,10 +21,6 @@ from colocate.types import WORKER_ROLES, Role
 
 _BEAT_S = 0.1
 _RETRY_S = 0.002  # while a channel is full
-
-
-class MeasuringFailed(ColocateError):
-    """A worker is lost or a forward raised: what it was measuring has no result."""
 
 
 class Leave(Exception):

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from colocate.config.profile import Phase
 from colocate.core.plan import build_plan_table
+from colocate.errors import MeasuringFailed
 from colocate.messages.control import ChildReady
 from colocate.messages.decode import StepReport
 from colocate.messages.prefill import PrefillDone
 from colocate.messages.spec import ProcessSpec
 from colocate.runtime.profiling.foreign import ForeignLoad
 from colocate.runtime.profiling.journal import Journal, Measured, Visit, header_of
-from colocate.runtime.profiling.line import Leave, Line, MeasuringFailed, WorkerLine
+from colocate.runtime.profiling.line import Leave, Line, WorkerLine
 from colocate.runtime.profiling.loads import DecodeLoad, PrefillLoad, Timing, params_of
 from colocate.runtime.profiling.progress import ProgressLine
 from colocate.runtime.profiling.schedule import Setup, all_setups, order
