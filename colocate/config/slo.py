@@ -17,12 +17,15 @@ from msgspec import Struct, structs
 from colocate.config.serve import SchedulerSection
 from colocate.errors import ConfigError
 
+# Of a request's gaps between tokens, how many may be over `itl_s`: its 99th percentile is then within the target.
+LATE_GAPS_SHARE = 0.01
+
 MIN_TARGET_S = 1e-6
 MAX_TARGET_S = 86_400.0
 
 EXAMPLE = "for example `interactive: ttft 300 ms, tpot 50 ms`, or `batch: none`"
 
-_FIELDS = {"ttft": "ttft_s", "tpot": "tpot_s", "ttft_per_token": "ttft_per_token_s"}
+_FIELDS = {"ttft": "ttft_s", "tpot": "tpot_s", "ttft_per_token": "ttft_per_token_s", "itl": "itl_s"}
 _UNITS_PER_S = {"ms": 1000.0, "s": 1.0}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAMED = re.compile(r"(?P<name>[^:=]*):(?P<targets>.*)", re.DOTALL)
@@ -38,13 +41,21 @@ class SloClass(Struct, frozen=True, omit_defaults=True):
 
     `ttft_s` counts from arrival to the first token. `ttft_per_token_s` adds this much per prompt token (the
     per-input-token definition of the field); with both, their sum is the target. `tpot_s` bounds the mean time per
-    output token after the first.
+    output token after the first, which hides stalls; `itl_s` bounds the 99th percentile of the request's own gaps
+    between tokens: at most one gap in a hundred may be longer (rounded down, so none of fewer than a hundred).
     """
 
     name: str
     ttft_s: float | None = None
     tpot_s: float | None = None
     ttft_per_token_s: float | None = None
+    itl_s: float | None = None
+
+    @property
+    def step_s(self) -> float | None:
+        """The longest a decode step may take for both per-token targets; None where neither is set."""
+        targets = [target_s for target_s in (self.tpot_s, self.itl_s) if target_s is not None]
+        return min(targets, default=None)
 
     def ttft_target_s(self, num_prompt_tokens: int) -> float | None:
         """The first-token target of a prompt of this length."""
