@@ -119,7 +119,7 @@ class Daemon:
 
         return eventually(fresh, what="a fresh /state")
 
-    def complete(self, prompt: str = "hello", **fields: Any) -> httpx.Response:
+    def complete(self, prompt: str | list[int] = "hello", **fields: Any) -> httpx.Response:
         body = {"model": self.model, "prompt": prompt, "max_tokens": 8, **fields}
         return httpx.post(f"{self.base_url}/v1/completions", json=body, headers=self._headers, timeout=LIMIT_S)
 

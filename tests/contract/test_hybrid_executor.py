@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         layers = ["sliding_attention", "full_attention", "sliding_attention"]
         make_checkpoint(directory, "qwen3", use_sliding_window=True, sliding_window=64, layer_types=layers)
     return directory
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two OpenMP threads on a core that is busy otherwise make these tests ten times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def prompts() -> list[list[int]]:

@@ -47,6 +47,9 @@ def test_one_worker_gives_the_tokens_of_two(undisturbed: list[list[int]]) -> Non
         assert [worker["role"] for worker in state["workers"]] == ["hybrid"]
         assert state["residency"] == {"shared": 1.0}, "in force for both phases"
         assert state["switches"]["count"] == 0
+        prompt = list(range(300, 425))  # of a stream before
+        usage = daemon.complete(prompt, max_tokens=1).json()["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == 112, "seven whole blocks"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -17,7 +17,11 @@ from colocate.device.emulated.partition import EmulatedPartition
 from colocate.device.emulated.timing import PhaseTimer, pass_time
 from colocate.device.emulated.tokens import TokenDraw, row_key
 from colocate.errors import ConfigError
+from colocate.messages.prefill import PrefillBatch, PrefillRow
+from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.types import Role
+from colocate.worker.emulated_executor import EmulatedDecodeExecutor, EmulatedHybridExecutor, EmulatedPrefillExecutor
+from colocate.worker.executor import StandingRow
 
 PROFILE = {
     "name": "test",
@@ -95,6 +99,29 @@ def test_a_fault_fires_for_its_role_its_incarnation_and_its_number() -> None:
             other.before_work(role)
 
 
+def test_a_hybrid_worker_takes_the_faults_of_both_phases_in_their_phase() -> None:
+    faults, _ = injector("decode:raise@step=2", "prefill:raise@batch=3", "prefill:raise@token=7", role=Role.HYBRID)
+    faults.before_work(Role.DECODE)
+    faults.before_work(Role.PREFILL)
+    faults.before_work(Role.PREFILL)
+    with pytest.raises(InjectedFault, match="step=2"):
+        faults.before_work(Role.DECODE)
+    with pytest.raises(InjectedFault, match="batch=3"):
+        faults.before_work(Role.PREFILL)
+    faults.before_work(Role.DECODE, {7})
+    with pytest.raises(InjectedFault, match="token=7"):
+        faults.before_work(Role.PREFILL, {7})
+
+
+def test_a_fault_of_the_hybrid_worker_strikes_in_either_phase_and_no_other_worker() -> None:
+    for phase in (Role.PREFILL, Role.DECODE):
+        faults, _ = injector("hybrid:raise@token=7", role=Role.HYBRID)
+        with pytest.raises(InjectedFault):
+            faults.before_work(phase, {7})
+        other, _ = injector("hybrid:raise@token=7", role=phase)
+        other.before_work(phase, {7})
+
+
 def test_the_first_share_is_not_a_switch() -> None:
     faults, _ = injector("raise@switch")
     faults.during_switch()
@@ -135,6 +162,23 @@ def test_device_time_follows_the_formula_and_contention(tmp_path: Path) -> None:
     decode = PhaseTimer("decode", profile, lambda: 6)
     decode.units_changed(2)
     assert decode.decode_step_s(sum_context=100, num_rows=3) == pytest.approx(2.0 * (0.4 * 100 + 4.0 * 3 + 1.0))
+
+
+def test_a_hybrid_forward_takes_the_time_of_both_parts_together(tmp_path: Path) -> None:
+    shares = [{"units": 8, "prefill": [0.0, 0.0, 0.03], "decode": [0.0, 0.02, 0.0]}]
+    timer = PhaseTimer("hybrid", load_profile(write_profile(tmp_path, shares=shares, contention=[])), lambda: 0)
+    timer.units_changed(8)
+    draw, (faults, _) = TokenDraw(4096), injector(role=Role.HYBRID)
+    prefill = EmulatedPrefillExecutor(draw, timer, faults, frozenset())
+    executor = EmulatedHybridExecutor(prefill, EmulatedDecodeExecutor(draw, timer, faults), timer)
+    state = SampleState(SamplingParams(max_tokens=9), 1)
+    rows = [StandingRow(index, 1, 5, 10, [index], state, 1) for index in range(2)]
+    batch = PrefillBatch(1, [PrefillRow(7, 1, [1, 2, 3], 0, [9], SampleState(SamplingParams(max_tokens=9), 0))])
+    for chunk, standing, least_s in ((batch, [], 0.03), (None, rows, 0.04), (batch, rows, 0.04)):
+        started = time.perf_counter()
+        result = executor.step(chunk, standing, len(standing))
+        assert time.perf_counter() - started >= least_s
+        assert (result.tokens is None, len(result.done)) == (not standing, chunk is not None)
 
 
 def test_noise_is_seeded_and_has_a_tail(tmp_path: Path) -> None:
