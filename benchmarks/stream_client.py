@@ -22,6 +22,8 @@ class StreamRecord:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+    status: int = 0  # of HTTP; 0 before it is known
+    num_cached_tokens: int = 0  # of the prompt; told where `stream_options` ask for usage
 
     @property
     def ttft_s(self) -> float | None:
@@ -57,8 +59,9 @@ async def stream(
     try:
         writer.write(head.encode() + payload)
         status = (await reader.readline()).split()
-        if len(status) < 2 or status[1] != b"200":
-            record.error = (await reader.read(2000)).decode(errors="replace")
+        record.status = int(status[1]) if len(status) > 1 else 0
+        if record.status != 200:
+            record.error = (await reader.read()).decode(errors="replace")  # to the end: the connection closes
             return record
         async for line in reader:
             if line.startswith(b"data: "):
@@ -76,6 +79,8 @@ def _take(record: StreamRecord, data: bytes) -> None:
     if "error" in event:
         record.error = event["error"]["message"]
         return
+    if usage := event.get("usage"):
+        record.num_cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
     for choice in event["choices"]:
         token_ids = choice.get("token_ids") or []
         record.token_ids += token_ids
