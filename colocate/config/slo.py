@@ -2,6 +2,7 @@
 
     interactive: ttft 300 ms, tpot 50 ms
     long-prompts: ttft=0.2s ttft_per_token=1.5ms tpot=50ms
+    steady: tpot 50 ms, itl 100 ms
     batch: none
 
 A part without a name goes on with the class before it, so that a list split at its commas means the same.
@@ -63,12 +64,14 @@ class SloClass(Struct, frozen=True, omit_defaults=True):
             return None
         return (self.ttft_s or 0.0) + (self.ttft_per_token_s or 0.0) * num_prompt_tokens
 
-    def with_targets(self, ttft_s: float | None, tpot_s: float | None) -> SloClass:
+    def with_targets(self, ttft_s: float | None, tpot_s: float | None, itl_s: float | None) -> SloClass:
         """With one request's own targets. Its `ttft_s` is the whole first-token target: nothing is added per token."""
         changed = self
         if ttft_s is not None:
             changed = structs.replace(changed, ttft_s=ttft_s, ttft_per_token_s=None)
-        return changed if tpot_s is None else structs.replace(changed, tpot_s=tpot_s)
+        if tpot_s is not None:
+            changed = structs.replace(changed, tpot_s=tpot_s)
+        return changed if itl_s is None else structs.replace(changed, itl_s=itl_s)
 
 
 def slo_classes(scheduler: SchedulerSection) -> tuple[SloClass, ...]:

@@ -194,6 +194,7 @@ class GenerateCalls:
                     ttft_s=slo.ttft_s,
                     tpot_s=slo.tpot_s,
                     cache_salt=parsed.cache_salt or "",
+                    itl_s=slo.itl_s,
                 )
                 detokenizer = self.reader.tokenizer.detokenizer(parsed.skip_special_tokens)
                 choice = Choice(generation, len(generation.choices), submit, detokenizer, options, slo.slo)

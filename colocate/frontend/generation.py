@@ -61,6 +61,7 @@ class Choice:
         "_first_ns",
         "_last_ns",
         "_matcher",
+        "_num_late_gaps",
         "_options",
         "_pending",
         "finish",
@@ -99,6 +100,7 @@ class Choice:
         self._pending = Update(index)
         self._first_ns = 0
         self._last_ns = 0
+        self._num_late_gaps = 0
 
     @property
     def request_id(self) -> RequestId:
@@ -189,7 +191,10 @@ class Choice:
     def _measure(self, now_ns: int, num_tokens: int) -> None:
         measures = self.generation.measures
         if self._first_ns:
-            measures.gaps(now_ns - self._last_ns, num_tokens)
+            gap_ns = now_ns - self._last_ns
+            measures.gaps(gap_ns, num_tokens)
+            if self.slo.itl_s is not None and gap_ns / 1e9 > self.slo.itl_s:
+                self._num_late_gaps += 1  # one, of however many came: the others have no gap between them
         else:
             self._first_ns = now_ns
             measures.first_token(self.submit.arrival_ns, now_ns, len(self.submit.prompt_token_ids))
@@ -225,6 +230,7 @@ class Choice:
             last_ns=self._last_ns or now_ns,
             num_prompt_tokens=len(self.submit.prompt_token_ids),
             num_output_tokens=len(self.output_token_ids),
+            num_late_gaps=self._num_late_gaps,
         )
         self.generation.measures.slo.add(self.slo.name, self.verdict)
 

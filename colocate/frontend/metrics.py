@@ -115,6 +115,7 @@ class ColocateCollector(Collector):
             for measure, target_s in (
                 ("ttft", known.ttft_s),
                 ("tpot", known.tpot_s),
+                ("itl", known.itl_s),
                 ("ttft_per_token", known.ttft_per_token_s),
             )
             if target_s is not None
@@ -217,10 +218,10 @@ class ColocateCollector(Collector):
         )
 
 
-def _promised(known: SloClass) -> tuple[bool, bool, bool]:
+def _promised(known: SloClass) -> list[bool]:
     """Whether a class has a target for each of MEASURES."""
-    ttft, tpot = known.ttft_target_s(0) is not None, known.tpot_s is not None
-    return ttft, tpot, ttft or tpot
+    promised = [target_s is not None for target_s in (known.ttft_target_s(0), known.tpot_s, known.itl_s)]
+    return [*promised, any(promised)]
 
 
 def kv_usage(state: EngineState) -> float:

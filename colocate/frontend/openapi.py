@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from colocate.frontend.slo import CLASS_HEADER, MAX_TARGET_MS, MIN_TARGET_MS, TPOT_HEADER, TTFT_HEADER
+from colocate.frontend.slo import CLASS_HEADER, ITL_HEADER, MAX_TARGET_MS, MIN_TARGET_MS, TPOT_HEADER, TTFT_HEADER
 
 _REF = "#/components/schemas/{model}"
 _ERROR_REF = {"$ref": "#/components/schemas/Error"}
@@ -114,6 +114,7 @@ def _slo_headers(served: Served) -> list[dict[str, Any]]:
     headers: list[tuple[str, dict[str, Any], str]] = [
         (TTFT_HEADER, target, "This request's own target for the first token."),
         (TPOT_HEADER, target, "This request's own target for the mean time per further token."),
+        (ITL_HEADER, target, "This request's own target for the 99th percentile of its gaps between tokens."),
     ]
     if served.slo_classes:
         schema = {"type": "string", "enum": list(served.slo_classes)}

@@ -56,6 +56,7 @@ def log_finished(request_id: str, model: str, generation: Generation, status: in
         slo_class=choices[0].slo.name,
         slo_ttft=_verdict([verdict.ttft for verdict in verdicts]),
         slo_tpot=_verdict([verdict.tpot for verdict in verdicts]),
+        slo_itl=_verdict([verdict.itl for verdict in verdicts]),
         preemptions=sum(entry.preemptions for entry in times),
         error=None if generation.failure is None else generation.failure.message,
     )

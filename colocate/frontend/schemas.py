@@ -186,6 +186,7 @@ class SloTargets(_Strict):
     name: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="A configured class.")
     ttft_ms: _TargetMs | None = None
     tpot_ms: _TargetMs | None = None
+    itl_ms: _TargetMs | None = None
     ttft_per_token_ms: _TargetMs | None = None
 
 

@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 
-from colocate.config.slo import MAX_TARGET_S, MIN_TARGET_S, SloClass
+from colocate.config.slo import LATE_GAPS_SHARE, MAX_TARGET_S, MIN_TARGET_S, SloClass
 from colocate.errors import RequestError
 from colocate.messages.slo import NO_SLO
 
 CLASS_HEADER = "x-slo-class"
 TTFT_HEADER = "x-slo-ttft-ms"
 TPOT_HEADER = "x-slo-tpot-ms"
+ITL_HEADER = "x-slo-itl-ms"
 MIN_TARGET_MS, MAX_TARGET_MS = MIN_TARGET_S * 1e3, MAX_TARGET_S * 1e3
 
 GOOD, MISSED = "good", "missed"
-MEASURES = ("ttft", "tpot", "both")
+MEASURES = ("ttft", "tpot", "itl", "both")  # the last: all there are
 
 _NUMBER = re.compile(r"\d+\.?\d*(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
@@ -37,6 +38,7 @@ class RequestSlo:
     slo: SloClass
     ttft_s: float | None = None  # the request's own targets
     tpot_s: float | None = None
+    itl_s: float | None = None
 
 
 class SloTable:
@@ -89,9 +91,8 @@ class SloTable:
             name = self.get(body_class, "slo_class").name
         elif header_class is not None:
             name = self.get(header_class, CLASS_HEADER).name
-        ttft_s, tpot_s = _target_s(headers, TTFT_HEADER), _target_s(headers, TPOT_HEADER)
-        slo = self._classes.get(name, NO_SLO).with_targets(ttft_s, tpot_s)
-        return RequestSlo(name, slo, ttft_s, tpot_s)
+        own_s = [_target_s(headers, header) for header in (TTFT_HEADER, TPOT_HEADER, ITL_HEADER)]
+        return RequestSlo(name, self._classes.get(name, NO_SLO).with_targets(*own_s), *own_s)
 
     def of_refused(self, headers: Headers) -> SloClass:
         """For a request that was turned away before its body was read."""
@@ -123,28 +124,41 @@ class Verdict:
 
     ttft: bool | None = None
     tpot: bool | None = None
+    itl: bool | None = None
 
     @property
     def both(self) -> bool | None:
-        """All there are; None of none."""
-        judged = [kept for kept in (self.ttft, self.tpot) if kept is not None]
+        """All there are, however many; None of none."""
+        judged = [kept for kept in (self.ttft, self.tpot, self.itl) if kept is not None]
         return all(judged) if judged else None
 
 
 def judge(
-    slo: SloClass, *, arrival_ns: int, first_ns: int, last_ns: int, num_prompt_tokens: int, num_output_tokens: int
+    slo: SloClass,
+    *,
+    arrival_ns: int,
+    first_ns: int,
+    last_ns: int,
+    num_prompt_tokens: int,
+    num_output_tokens: int,
+    num_late_gaps: int,
 ) -> Verdict:
-    """Of an answer that is complete. One token has no time per output token: it keeps that promise."""
+    """Of an answer that is complete; `num_late_gaps` of its gaps between tokens were over `itl_s`.
+
+    One token has no time per output token and no gap: it keeps those promises.
+    """
     ttft_s, tpot_s = slo.ttft_target_s(num_prompt_tokens), slo.tpot_s
-    mean_gap_s = (last_ns - first_ns) / 1e9 / (num_output_tokens - 1) if num_output_tokens > 1 else 0.0
+    num_gaps = max(0, num_output_tokens - 1)
+    mean_gap_s = (last_ns - first_ns) / 1e9 / num_gaps if num_gaps else 0.0
     return Verdict(
         None if ttft_s is None else (first_ns - arrival_ns) / 1e9 <= ttft_s,
         None if tpot_s is None else mean_gap_s <= tpot_s,
+        None if slo.itl_s is None else num_late_gaps <= int(LATE_GAPS_SHARE * num_gaps),
     )
 
 
 def all_missed(slo: SloClass) -> Verdict:
-    return Verdict(None if slo.ttft_target_s(0) is None else False, None if slo.tpot_s is None else False)
+    return Verdict(*(None if target_s is None else False for target_s in (slo.ttft_target_s(0), slo.tpot_s, slo.itl_s)))
 
 
 @dataclass(slots=True)
@@ -154,7 +168,7 @@ class SloCounts:
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # (measure, class, outcome)
 
     def add(self, class_name: str, verdict: Verdict) -> None:
-        for measure, kept in (("ttft", verdict.ttft), ("tpot", verdict.tpot), ("both", verdict.both)):
+        for measure, kept in zip(MEASURES, (verdict.ttft, verdict.tpot, verdict.itl, verdict.both), strict=True):
             if kept is not None:
                 self.counts[measure, class_name, GOOD if kept else MISSED] += 1
 

@@ -109,6 +109,7 @@ def class_view(known: SloClass) -> dict[str, Any]:
         "name": known.name,
         "ttft_ms": ms(known.ttft_s),
         "tpot_ms": ms(known.tpot_s),
+        "itl_ms": ms(known.itl_s),
         "ttft_per_token_ms": ms(known.ttft_per_token_s),
     }
 

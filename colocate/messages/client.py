@@ -27,6 +27,7 @@ class Submit(Struct, frozen=True, tag=True, omit_defaults=True):
     ttft_s: float | None = None  # overrides of the class for this request
     tpot_s: float | None = None
     cache_salt: str = ""  # prefixes are shared only among requests of one salt
+    itl_s: float | None = None  # override of the class, as ttft_s and tpot_s are
 
 
 class Abort(Struct, frozen=True, tag=True):
