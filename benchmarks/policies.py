@@ -36,8 +36,13 @@ ABLATION_SEEDS = 3
 
 def show_slo(load: Load) -> str:
     slo = load.slo
-    per_token = f" + {slo.ttft_per_token_s * 1e3:g} ms/token" if slo.ttft_per_token_s else ""
-    return f"TTFT {(slo.ttft_s or 0) * 1e3:g} ms{per_token}, TPOT {(slo.tpot_s or 0) * 1e3:g} ms"
+    targets = (
+        ("TTFT", slo.ttft_s, " ms"),
+        ("TTFT", slo.ttft_per_token_s, " ms/prompt token"),
+        ("TPOT", slo.tpot_s, " ms"),
+        ("ITL p99", slo.itl_s, " ms"),
+    )
+    return ", ".join(f"{name} {target_s * 1e3:g}{unit}" for name, target_s, unit in targets if target_s is not None)
 
 
 class Study:

@@ -38,13 +38,17 @@ class Load:
 
 
 # "chat, tight" of the field is 0.3 s and 50 ms; half of these prompts need more than 0.1 s on a whole device, so the
-# first token gets half a second. The strict one halves the per-token target: where chunks must be small.
-CHAT = SloClass("chat", ttft_s=0.5, tpot_s=0.05)
-STRICT = SloClass("strict", ttft_s=0.5, tpot_s=0.02)
-LONG = SloClass("long", ttft_s=1.0, tpot_s=0.05)
+# first token gets half a second. A mean hides stalls, so the 99th percentile of a request's gaps may be twice it.
+CHAT = SloClass("chat", ttft_s=0.5, tpot_s=0.05, itl_s=0.1)
+# The same with the mean alone, as most studies have it: what stalls cost shows in the difference.
+MEAN = SloClass("mean", ttft_s=0.5, tpot_s=0.05)
+# MuxWise's bound for an 8B model: P99 of the gaps within 50 ms.
+STRICT = SloClass("strict", ttft_s=0.5, itl_s=0.05)
+LONG = SloClass("long", ttft_s=1.0, tpot_s=0.05, itl_s=0.1)
+LONG_STRICT = SloClass("long-strict", ttft_s=1.0, itl_s=0.05)
 # Bullet's definition for code and long documents: 1.5 ms of first-token time per prompt token. Its 200 ms per output
 # token would make decode free, so that stays at 50.
-PER_TOKEN = SloClass("per-token", ttft_per_token_s=0.0015, tpot_s=0.05)
+PER_TOKEN = SloClass("per-token", ttft_per_token_s=0.0015, tpot_s=0.05, itl_s=0.1)
 
 SHAREGPT = TRACES / "sharegpt_8k_lengths.csv"
 PROMPT_HEAVY = LognormalLengths(4096, 0.3, 32, 0.5)
@@ -85,11 +89,12 @@ def _trace(name: str, file: str, rate: float, slo: SloClass, num_rows: int, abou
 
 LOADS = (
     _chat("chat-steady", 6.0, CHAT, "poisson", "steady", "ShareGPT lengths, Poisson"),
-    _chat("chat-strict", 5.0, STRICT, "poisson", "steady", "the same, 20 ms per token"),
+    _chat("chat-mean", 6.0, MEAN, "poisson", "steady", "the same, no bound on gaps"),
+    _chat("chat-strict", 5.0, STRICT, "poisson", "steady", "the same, gaps within 50 ms"),
     _chat("chat-bursty", 2.0, CHAT, "gamma:3", "bursty", "ShareGPT lengths, gamma arrivals of CV 3", 150.0),
     _shift("shift-slow", 30.0, LONG, "15 s of 4,096/32, then 15 s of 256/512, by turns"),
     _shift("shift-fast", 8.0, LONG, "the same, 4 s each"),
-    _shift("shift-strict", 30.0, SloClass("strict-long", ttft_s=1.0, tpot_s=0.02), "shift-slow, 20 ms per token"),
+    _shift("shift-strict", 30.0, LONG_STRICT, "shift-slow, gaps within 50 ms"),
     _trace("azure-conv", "azure_llm_2023_conv.csv", 16.0, CHAT, 500, "Azure conversations, a window of 500"),
     _trace("azure-code", "azure_llm_2023_code.csv", 1.0, PER_TOKEN, 400, "Azure code, very bursty, a window of 400"),
     _trace(

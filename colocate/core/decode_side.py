@@ -22,7 +22,8 @@ class DecodeSide:
 
     __slots__ = (
         "_books",
-        "_targets_ns",
+        "_itl_targets_ns",
+        "_tpot_targets_ns",
         "next_due_ns",
         "online",
         "ready",
@@ -41,7 +42,8 @@ class DecodeSide:
         self.online = False
         self.sum_context = 0  # tokens of KV that one step over `rows` reads
         self.next_due_ns = NEVER  # when the first row's next token is late, as of the last report
-        self._targets_ns: Counter[int] = Counter()  # per-token targets of the requests in `rows`
+        self._tpot_targets_ns: Counter[int] = Counter()  # of the requests in `rows`
+        self._itl_targets_ns: Counter[int] = Counter()
 
     @property
     def busy(self) -> bool:
@@ -52,9 +54,14 @@ class DecodeSide:
         return len(self.rows) + len(self.ready)
 
     @property
-    def strictest_target_ns(self) -> int:
-        """The smallest per-token target in the standing batch; NEVER where nobody has one. O(classes)."""
-        return min(self._targets_ns, default=NEVER)
+    def tpot_target_ns(self) -> int:
+        """The smallest mean time per token promised in the standing batch; NEVER where nobody has one. O(classes)."""
+        return min(self._tpot_targets_ns, default=NEVER)
+
+    @property
+    def itl_target_ns(self) -> int:
+        """The same of the 99th percentile of gaps."""
+        return min(self._itl_targets_ns, default=NEVER)
 
     # -- joining ---------------------------------------------------------------------------------------------------
 
@@ -105,16 +112,18 @@ class DecodeSide:
     def _enter(self, request: Request) -> None:
         self.rows[request.request_id] = request
         self.sum_context += request.num_computed
-        if request.tpot_ns:
-            self._targets_ns[request.tpot_ns] += 1
+        for target_ns, targets in ((request.tpot_ns, self._tpot_targets_ns), (request.itl_ns, self._itl_targets_ns)):
+            if target_ns:
+                targets[target_ns] += 1
 
     def _exit(self, request: Request) -> None:
         del self.rows[request.request_id]
         self.sum_context -= request.num_computed
-        if request.tpot_ns:
-            self._targets_ns[request.tpot_ns] -= 1
-            if not self._targets_ns[request.tpot_ns]:
-                del self._targets_ns[request.tpot_ns]
+        for target_ns, targets in ((request.tpot_ns, self._tpot_targets_ns), (request.itl_ns, self._itl_targets_ns)):
+            if target_ns:
+                targets[target_ns] -= 1
+                if not targets[target_ns]:
+                    del targets[target_ns]
 
     # -- growing ---------------------------------------------------------------------------------------------------
 

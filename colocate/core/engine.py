@@ -149,6 +149,7 @@ class Engine:
             cache_salt=message.cache_salt,
         )
         request.tpot_ns = int((request.slo.tpot_s or 0.0) * 1e9)
+        request.itl_ns = int((request.slo.itl_s or 0.0) * 1e9)
         rejected = self._refusal(request, message.resubmitted)
         if rejected is not None:
             books.outbox.send("frontend", rejected)

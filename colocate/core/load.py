@@ -20,7 +20,7 @@ def load_view(engine: Engine) -> LoadView:
     for request in prefill.running.values():
         if now_ns <= (due_ns := request.ttft_deadline_ns) < first_due_ns:
             first_due_ns = due_ns
-    target_ns, token_due_ns = decode.strictest_target_ns, decode.next_due_ns
+    target_ns, itl_ns, token_due_ns = decode.tpot_target_ns, decode.itl_target_ns, decode.next_due_ns
     has_token_due = target_ns != NEVER and token_due_ns != NEVER
     model = books.model
     return LoadView(
@@ -36,6 +36,7 @@ def load_view(engine: Engine) -> LoadView:
         prefill_pairs=books.queue.num_pairs + prefill.remaining_pairs,
         ttft_slack_s=None if first_due_ns == NEVER else (first_due_ns - now_ns) / 1e9,
         tpot_target_s=None if target_ns == NEVER else target_ns / 1e9,
+        itl_target_s=None if itl_ns == NEVER else itl_ns / 1e9,
         tpot_slack_s=(token_due_ns - now_ns) / 1e9 if has_token_due else None,
         kv_free=books.memory.available_share,
         admission_blocked=engine.scheduler.is_blocked,

@@ -78,7 +78,8 @@ class Request:
     after_leave: AfterLeave | None = None
     scheduled_ns: int = 0
     first_token_ns: int = 0
-    tpot_ns: int = 0  # of its SLO; 0: none
+    tpot_ns: int = 0  # targets of its SLO, 0 where it has none: mean gap between tokens ...
+    itl_ns: int = 0  # ... and 99th percentile of the gaps
     num_preemptions: int = 0
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # gathered chunk by chunk
     deaths: int = 0  # workers that died while this request was in flight there

@@ -50,7 +50,7 @@ class SimDecodeWorker:
 
     def _step_done(self, started_ns: int) -> None:
         station, rows = self._station, self._rows
-        step_rows, has_ended = rows.step()
+        step_rows, has_ended = rows.step(station.clock.now_ns)
         left, masked = rows.take_acknowledgements()
         now_ns, plan_seq = station.clock.now_ns, station.boundary.plan_seq
         self._report(StepReport(rows.num_steps, step_rows, left, masked, started_ns, now_ns, plan_seq), has_ended)

@@ -27,15 +27,19 @@ class GiveUp:
         if target_s is not None and ttft_s > target_s:
             self.missed()
 
-    def finished(self, index: int, ttft_s: float, tpot_s: float | None) -> None:
+    def finished(self, index: int, ttft_s: float, tpot_s: float | None, itl_p99_s: float | None) -> None:
         """A late first token was counted when it came."""
         slo = self._classes[index]
         target_s = slo.ttft_target_s(self._prompt_tokens[index])
         was_in_time = target_s is None or ttft_s <= target_s
-        if was_in_time and slo.tpot_s is not None and tpot_s is not None and tpot_s > slo.tpot_s:
+        if was_in_time and (_is_over(tpot_s, slo.tpot_s) or _is_over(itl_p99_s, slo.itl_s)):
             self.missed()
 
     def missed(self) -> None:
         self._num_misses += 1
         if self._num_misses > self._most_misses:
             self._stop()
+
+
+def _is_over(measured_s: float | None, target_s: float | None) -> bool:
+    return measured_s is not None and target_s is not None and measured_s > target_s

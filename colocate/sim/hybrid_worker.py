@@ -65,7 +65,7 @@ class SimHybridWorker:
         station, batch = self._station, self._batch
         now_ns, plan_seq = station.clock.now_ns, station.boundary.plan_seq
         if self._num_rows:
-            step_rows, has_ended = self._rows.step()
+            step_rows, has_ended = self._rows.step(station.clock.now_ns)
             left, masked = self._rows.take_acknowledgements()
             steps = self._rows.num_steps
             self._report(StepReport(steps, step_rows, left, masked, started_ns, now_ns, plan_seq), has_ended)

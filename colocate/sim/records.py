@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from msgspec import Struct
 
-from colocate.config.slo import SloClass
+from colocate.config.slo import LATE_GAPS_SHARE, SloClass
 from colocate.messages.client import EngineState
 from colocate.messages.slo import NO_SLO
 
@@ -31,6 +32,7 @@ class RequestRecord(Struct, frozen=True):
     output_tokens: int = 0
     cached_tokens: int = 0  # of the prompt: found in the prefix tree
     preemptions: int = 0
+    itl_p99_s: float | None = None  # 99th percentile of its gaps; None where it has none, or never ended
     rejected: bool = False
 
     @property
@@ -58,6 +60,8 @@ class RequestRecord(Struct, frozen=True):
         target_s = slo.ttft_target_s(self.prompt_tokens)
         if target_s is not None and ttft_s > target_s:
             return False
+        if slo.itl_s is not None and self.itl_p99_s is not None and self.itl_p99_s > slo.itl_s:
+            return False
         return slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s
 
 
@@ -84,6 +88,7 @@ class Summary(Struct, frozen=True):
     output_tokens_per_s: float
     ttft_s: Quantiles
     tpot_s: Quantiles
+    itl_p99_s: Quantiles  # over requests, of each one's own 99th percentile
     e2e_s: Quantiles
     queue_s: Quantiles
     cached_share: float  # of the prompt tokens of requests that were scheduled
@@ -147,6 +152,7 @@ def summarise(
         output_tokens_per_s=sum(record.output_tokens for record in counted) / duration_s,
         ttft_s=quantiles([record.ttft_s for record in counted]),
         tpot_s=quantiles([record.tpot_s for record in counted]),
+        itl_p99_s=quantiles([record.itl_p99_s for record in counted]),
         e2e_s=quantiles([record.e2e_s for record in counted]),
         queue_s=quantiles(
             [None if record.scheduled_s is None else record.scheduled_s - record.arrival_s for record in counted]
@@ -156,6 +162,14 @@ def summarise(
         else 0.0,
         num_preemptions=sum(record.preemptions for record in counted),
     )
+
+
+def itl_p99(token_times_ns: Sequence[int]) -> float | None:
+    """Seconds that at most LATE_GAPS_SHARE of the gaps between these times exceed; None of fewer than two times."""
+    gaps = sorted(later - earlier for earlier, later in pairwise(token_times_ns))
+    if not gaps:
+        return None
+    return gaps[len(gaps) - 1 - int(LATE_GAPS_SHARE * len(gaps))] / 1e9
 
 
 def slo_by_name(classes: Sequence[SloClass], default_class: str) -> Mapping[str, SloClass]:

@@ -69,7 +69,7 @@ class Replica:
             settings.truth_error,
             f"{settings.seed}/{number}",
         )
-        rows = StandingRows(core.block_size, load.token_of, tokens_vary=load.tokens_vary)
+        self.rows = rows = StandingRows(core.block_size, load.token_of, tokens_vary=load.tokens_vary)
         roles = self._hybrid(settings, truth, rows, load) if core.mode == "chunked" else None
         roles = roles or self._two_workers(settings, truth, rows, load)
         self._carry_out(self.engine.first_commands(), True)

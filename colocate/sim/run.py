@@ -16,7 +16,7 @@ from colocate.messages.client import EngineState, OutputItem, Rejected
 from colocate.sim.clock import START_NS, VirtualClock
 from colocate.sim.give_up import GiveUp
 from colocate.sim.load import Load, WorkloadLoad
-from colocate.sim.records import RequestRecord, SimResult, slo_by_name, summarise
+from colocate.sim.records import RequestRecord, SimResult, itl_p99, slo_by_name, summarise
 from colocate.sim.replica import Replica
 from colocate.sim.settings import SimSettings, engine_settings
 from colocate.telemetry.event_log import LOG_VERSION, EventLogWriter, LogHeader
@@ -53,6 +53,7 @@ class _Heard:
     num_cached: int = 0
     num_preemptions: int = 0
     is_rejected: bool = False
+    itl_p99_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class _Clients:
     give_up: GiveUp | None = None
     arrivals_s: Sequence[float] = ()
     num_output_tokens: Sequence[int] = ()
+    itl_of: Callable[[int], float | None] = lambda index: None
 
     def heard(self, item: OutputItem, now_ns: int) -> None:
         heard, times = self.heard_of[item.request_id - 1], item.times
@@ -85,8 +87,9 @@ class _Clients:
     def _judge(self, index: int, heard: _Heard, give_up: GiveUp) -> None:
         ttft_s = (heard.first_token_ns - START_NS) / 1e9 - self.arrivals_s[index]
         num_gaps = self.num_output_tokens[index] - 1
+        heard.itl_p99_s = self.itl_of(index)
         tpot_s = (heard.finished_ns - heard.first_token_ns) / 1e9 / num_gaps if num_gaps > 0 else None
-        give_up.finished(index, ttft_s, tpot_s)
+        give_up.finished(index, ttft_s, tpot_s, heard.itl_p99_s)
 
     def refused(self, message: Rejected) -> None:
         heard = self.heard_of[message.request_id - 1]
@@ -136,6 +139,7 @@ class Run:
         clients.arrivals_s = self._arrivals_s
         clients.num_output_tokens = [num_output_tokens for _, num_output_tokens, _ in lengths]
         prompt_tokens = [num_prompt_tokens for num_prompt_tokens, _, _ in lengths]
+        clients.itl_of = self._itl_p99_s
         clients.give_up = GiveUp(most_misses, classes, prompt_tokens, self._clock.stop)
 
     def result(self, duration_s: float) -> SimResult:
@@ -193,8 +197,20 @@ class Run:
             output_tokens=max_tokens if heard.finished_ns else len(request.output_token_ids) if request else 0,
             cached_tokens=max(request.first_cached, 0) if request is not None else heard.num_cached,
             preemptions=request.num_preemptions if request is not None else heard.num_preemptions,
+            itl_p99_s=self._itl_p99_s(index),
             rejected=heard.is_rejected,
         )
+
+    def _itl_p99_s(self, index: int) -> float | None:
+        """Known once the request has ended. Every token takes the same way to the client, so its times are the worker's
+        own, but for the first: that one was heard two messages after it was made."""
+        heard = self._clients.heard_of[index]
+        if not heard.finished_ns or heard.itl_p99_s is not None:
+            return heard.itl_p99_s
+        first_ns = heard.first_token_ns - 2 * int(self._settings.message_s * 1e9)
+        times_ns = self._replicas[heard.replica].rows.token_times_ns(index + 1)
+        heard.itl_p99_s = itl_p99([first_ns, *times_ns])
+        return heard.itl_p99_s
 
 
 def _seconds(time_ns: int) -> float | None:

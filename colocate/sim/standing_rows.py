@@ -14,7 +14,7 @@ from colocate.types import FinishReason
 class _Row:
     """`base + steps` tokens of context while it is stepped; `base` alone while it is masked."""
 
-    __slots__ = ("base", "capacity", "ends_at", "first_position", "is_masked", "key", "step_row")
+    __slots__ = ("base", "capacity", "ends_at", "first_position", "is_masked", "key", "since")
 
     def __init__(self, key: RowKey, base: int, capacity: int, ends_at: int, first_position: int) -> None:
         self.key = key
@@ -23,6 +23,7 @@ class _Row:
         self.ends_at = ends_at  # the step after which it is done; while masked, how many steps are left
         self.first_position = first_position  # output position minus steps
         self.is_masked = False
+        self.since = 0  # the step it was stepped in first, since it joined or was unmasked
 
 
 class StandingRows:
@@ -37,9 +38,11 @@ class StandingRows:
         "_report",
         "_rows",
         "_stepped",
+        "_stretches",
         "_token_of",
         "_varying",
         "num_steps",
+        "step_ends_ns",
         "sum_context",
     )
 
@@ -57,6 +60,8 @@ class StandingRows:
         self._masked: list[RowKey] = []
         self.num_steps = 0
         self.sum_context = 0
+        self.step_ends_ns: list[int] = []  # of every step
+        self._stretches: dict[int, list[tuple[int, int]]] = {}  # per request: the steps `first .. last - 1` it was in
 
     @property
     def num_stepped(self) -> int:
@@ -95,8 +100,9 @@ class StandingRows:
             row.first_position += self.num_steps
             self._masked.append(row.key)
 
-    def step(self) -> tuple[list[StepRow], bool]:
-        """One step over `num_stepped` rows: its report, and whether any row ended with it."""
+    def step(self, now_ns: int) -> tuple[list[StepRow], bool]:
+        """One step over `num_stepped` rows that ends now: its report, and whether any row ended with it."""
+        self.step_ends_ns.append(now_ns)
         self.sum_context += len(self._stepped)
         self.num_steps += 1
         ending = dict.fromkeys(self._ending.pop(self.num_steps, ()))  # masked and back within one step: twice
@@ -153,6 +159,7 @@ class StandingRows:
         token_id = self._token_of(row.key[0], row.first_position + steps)
         self._stepped[row.key] = StepRow(*row.key, token_id)
         self._report = None
+        row.since = steps
         self.sum_context += row.base + steps
         self._ending.setdefault(row.ends_at, []).append(row)
         self._filling.setdefault(max(row.capacity - row.base, steps), []).append(row)
@@ -161,6 +168,15 @@ class StandingRows:
         del self._stepped[row.key]
         self._report = None
         self.sum_context -= row.base + self.num_steps
+        if row.since < self.num_steps:
+            self._stretches.setdefault(row.key[0], []).append((row.since, self.num_steps))
+
+    def token_times_ns(self, request_id: int) -> list[int]:
+        """When each token of an ended row was made, the first one (by prefill) left out. In order."""
+        times_ns: list[int] = []
+        for first, last in self._stretches.get(request_id, ()):
+            times_ns += self.step_ends_ns[first:last]
+        return times_ns
 
     def _draw(self) -> None:
         """The tokens of this step, one by one: only where a log's own tokens are repeated."""

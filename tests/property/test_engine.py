@@ -20,7 +20,7 @@ _SHARES = [
     for units in range(1, UNITS + 1)
 ]
 PROFILE = DeviceProfile("test device", "made up", UNITS, 1, 4, _SHARES)
-CLASSES = (SloClass("tight", 3e-6, 1e-6), SloClass("loose", 2e-5, 5e-6), SloClass("batch"))
+CLASSES = (SloClass("tight", 3e-6, 1e-6, itl_s=1.5e-6), SloClass("loose", 2e-5, 5e-6), SloClass("batch"))
 
 engine_settings = st.builds(
     EngineSettings,

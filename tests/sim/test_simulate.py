@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ from colocate.config.profile import NoiseProfile
 from colocate.config.slo import SloClass
 from colocate.errors import ConfigError
 from colocate.runtime.replay import replay
+from colocate.sim.records import itl_p99
 from colocate.sim.run import simulate
 from colocate.sim.settings import SimSettings
 from colocate.workload.recipe import Recipe, cook
@@ -146,6 +148,34 @@ def test_what_is_refused_is_a_miss() -> None:
     assert [record.rejected for record in result.records] == [False, True]
     assert result.summary.num_rejected == 1
     assert result.summary.attainment == 0.5
+
+
+@pytest.mark.parametrize(("num_gaps", "num_long", "expected"), [(99, 1, 9), (100, 1, 1), (200, 2, 1), (200, 3, 9)])
+def test_one_gap_in_a_hundred_may_be_longer(num_gaps: int, num_long: int, expected: int) -> None:
+    gaps = [1] * (num_gaps - num_long) + [9] * num_long
+    assert itl_p99([0, *accumulate(gaps)]) == expected / 1e9
+    assert itl_p99([5]) is None
+
+
+def test_chunks_stall_a_stream_and_its_mean_does_not_tell() -> None:
+    """A long prompt arrives in mid-answer: one worker makes everybody wait for its chunk, two do not."""
+    slo = SloClass("smooth", tpot_s=0.05, itl_s=0.05)
+    rows = rows_of((0.0, 10, 90), (0.2, 4000, 1))
+    chunked = exact(mode="chunked", slo_classes=(slo,), max_num_batched_tokens=4096)
+    stalled, split = (simulate(rows, each).records[0] for each in (chunked, exact(slo_classes=(slo,))))
+    assert (stalled.tpot_s or 9) < 0.05 and (split.tpot_s or 9) < 0.05
+    assert (stalled.itl_p99_s or 0) > 0.1 and (split.itl_p99_s or 9) < 0.05
+    assert not stalled.is_good(slo) and split.is_good(slo)
+
+
+def test_a_run_that_cannot_pass_any_more_ends_early() -> None:
+    slo = SloClass("tight", ttft_s=1e-4)
+    workload = load(seconds=4.0)
+    whole = simulate(workload, exact(slo_classes=(slo,)))
+    cut = simulate(workload, exact(slo_classes=(slo,)), most_misses=10)
+    assert whole.summary.num_good == 0 == cut.summary.num_good
+    assert cut.simulated_s < whole.simulated_s / 2
+    assert simulate(workload, exact(slo_classes=(slo,)), most_misses=10_000).records == whole.records
 
 
 @pytest.mark.parametrize(

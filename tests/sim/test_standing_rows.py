@@ -32,6 +32,7 @@ class Pair:
     real: StandingBatch = field(default_factory=lambda: StandingBatch(BLOCK))
     next_id: int = 1
     live: list[tuple[int, int]] = field(default_factory=list)
+    times_ns: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.token_of = token_of if self.vary else same_token
@@ -58,12 +59,15 @@ class Pair:
         if rows:
             tokens = StepTokens([self.token_of(row.request_id, row.position) for row in rows], None)
             expected = self.real.record(tokens)
-            got, has_ended = self.simulated.step()
+            now_ns = self.simulated.num_steps * 1_000
+            got, has_ended = self.simulated.step(now_ns)
             assert by_request(got) == by_request(expected)
             assert has_ended == any(row.finish is not None for row in expected)
             for row in expected:
+                self.times_ns.setdefault(row.request_id, []).append(now_ns)
                 if row.finish is not None:
                     self.live.remove((row.request_id, row.incarnation))
+                    assert self.simulated.token_times_ns(row.request_id) == self.times_ns[row.request_id]
         assert self.simulated.has_acknowledgements == self.real.has_acknowledgements
         left, masked = self.simulated.take_acknowledgements()
         real_left, real_masked = self.real.take_acknowledgements()

@@ -50,6 +50,15 @@ def decode_units(policy: Slo, **changes: Any) -> int:
 # -- slo -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("slack_s", [None, -0.5, 0.0, 0.5, 5.0])
+def test_slack_of_the_mean_does_not_buy_longer_gaps(slack_s: float | None) -> None:
+    """A batch far ahead of its schedule may run slower on average, but no single gap may pass its own bound."""
+    policy = slo()
+    view = replace(BUSY, tpot_target_s=0.05, itl_target_s=0.02, tpot_slack_s=slack_s, ttft_slack_s=0.01)
+    assert policy.forecast.step_s(policy.split(view), view) <= 0.02
+    assert policy.forecast.allowed_s(replace(view, tpot_target_s=None)) < 0.02
+
+
 def test_slo_gives_decode_the_smallest_share_that_meets_its_target_contention_included() -> None:
     model, policy = LatencyModel(PROFILE), slo()
     chosen = policy.split(BUSY)

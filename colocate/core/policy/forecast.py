@@ -14,6 +14,8 @@ from colocate.core.policy.view import LoadView
 
 # Aimed at, as a share of the per-token target: what a step longer than predicted may take without a miss.
 TPOT_MARGIN = 0.9
+# The same for the 99th percentile of gaps: steps that jitter by some percent must still be within it.
+ITL_MARGIN = 0.9
 # Slack of the standing batch against its schedule is spent (or earned back) over this time ...
 SLACK_HORIZON_S = 1.0
 # ... and bends the target by at most this part: decode may be slowed, never starved.
@@ -86,6 +88,18 @@ class Forecast:
         return seconds * self._model.correction("prefill")
 
     def allowed_s(self, view: LoadView) -> float:
+        """The longest step that keeps both per-token targets, with margin.
+
+        Slack bends the mean alone: a gap that was too long once cannot be made good.
+        """
+        itl_s = view.itl_target_s
+        if itl_s is None:
+            return self._allowed_mean_s(view)
+        if view.tpot_target_s is None:
+            return ITL_MARGIN * itl_s
+        return min(ITL_MARGIN * itl_s, self._allowed_mean_s(view))
+
+    def _allowed_mean_s(self, view: LoadView) -> float:
         """The longest step that keeps the standing batch on its per-token target, with margin.
 
         A batch that is ahead of its schedule may be a little slower for a while, one that is behind must be faster.

@@ -25,7 +25,8 @@ class LoadView:
     ttft_slack_s: float | None = (
         None  # until the earliest first-token deadline of those that has not passed; None: no such
     )
-    tpot_target_s: float | None = None  # strictest per-token target in the standing batch; None: nobody has one
+    tpot_target_s: float | None = None  # strictest mean time per token in the standing batch; None: nobody has one
+    itl_target_s: float | None = None  # strictest 99th percentile of gaps in the standing batch; None: nobody has one
     tpot_slack_s: float | None = None  # until the first row's next token is late, by its mean since the first token
     kv_free: float = 1.0  # share of the pool that is free or only cached
     admission_blocked: bool = False  # somebody waits, prefill could take it, and KV or rows are lacking
