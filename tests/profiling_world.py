@@ -85,7 +85,7 @@ class VirtualWorkers:
     noise: NoiseProfile = QUIET
     dies_after: int = 1 << 60  # messages heard
     now_ns: int = 0
-    worker_pids: list[int] = field(default_factory=list)
+    worker_pids: dict[Role, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._model = LatencyModel(TRUTH)

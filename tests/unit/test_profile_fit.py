@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from colocate.config.profile import Coefficients, DeviceProfile, Sample, ShareProfile
-from colocate.runtime.profiling.fit import DeviceFacts, fit_coefficients, fit_profile, noise_of, with_contention
+from colocate.runtime.profiling.fit import (
+    DeviceFacts,
+    fit_coefficients,
+    fit_profile,
+    noise_of,
+    typical_s,
+    with_contention,
+)
 from colocate.runtime.profiling.journal import Measured, Visit
 
 TRUE = Coefficients(3e-5, 2e-9, 4e-3, 1e-6)
@@ -121,3 +128,18 @@ def test_contention_is_the_ratio_to_the_phase_alone_and_never_a_gain(factor: flo
 
 def facts() -> DeviceFacts:
     return DeviceFacts("device", "test", 1, 1, 1, "model", "float32", 0, {}, "now")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waited", "expected"),
+    [
+        ([1.0, 1.0, 9.0], 0.0, 1.0),  # a tail is left out
+        ([1.0, 1.0, 1.0, 5.0], 0.5, 1.0),  # short ones: one was cut, the median never noticed
+        ([2.0, 2.2, 1.8], 0.5, 1.0),  # long ones: all were cut, by half of their time
+        ([2.0, 2.0, 2.0], 1.0, 0.2),  # never down to nothing
+    ],
+)
+def test_the_time_a_worker_waited_for_a_core_is_not_the_devices(
+    seconds: list[float], waited: float, expected: float
+) -> None:
+    assert typical_s(Measured("prefill", 1, 0, 10, 50, seconds, waited)) == pytest.approx(expected)

@@ -1,10 +1,10 @@
 """From visits to a profile: the latency model's coefficients, contention, noise, and the errors on states that the fit
 has not seen.
 
-A state's seconds are the median over its quieter visits of each visit's median: neither one long forward nor one slow
-minute moves it, and visits beside other programs give way to those without. Coefficients minimise the relative error (a
-millisecond matters more to a short step than to a long prefill) under the constraint that none is negative: Lawson and
-Hanson's NNLS, reweighted for outliers after Huber (1964).
+A state's seconds are the median over its quieter visits of what each visit found typical: neither one long forward nor
+one slow minute moves it, and visits beside other programs give way to those without. Coefficients minimise the relative
+error (a millisecond matters more to a short step than to a long prefill) under the constraint that none is negative:
+Lawson and Hanson's NNLS, reweighted for outliers after Huber (1964).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from colocate.config.profile import (
 )
 from colocate.core.latency import LatencyModel
 from colocate.errors import ConfigError
-from colocate.runtime.profiling.journal import Visit
+from colocate.runtime.profiling.journal import Measured, Visit
 
 HELD_OUT = 0.25  # of the states of each setup
 MIN_STATES = 6  # of a setup
@@ -42,7 +42,8 @@ _REWEIGHTINGS = 20
 # A repeat so much longer than its visit's median, and beyond the body of the distribution, is of the tail.
 _TAIL_FACTOR = 1.5
 _TAIL_SIGMAS = 4.0
-_QUIET = 0.05  # of the cores' time with others: a visit below this counts in full
+_QUIET = 0.05  # of the time with others: a visit below this counts in full
+_MOST_WAITED = 0.9
 
 _Floats = npt.NDArray[np.float64]
 
@@ -166,6 +167,16 @@ def predict(model: LatencyModel, sample: Sample) -> float:
     return model.decode_s(sample.units, sample.linear, sample.pairs, sample.peer_units)
 
 
+def typical_s(measured: Measured) -> float:
+    """What one forward or step of a visit takes the device: the median. Where the worker waited for a core that other
+    programs had, long forwards are all cut and the median with them, but the time waited is known: the mean without it.
+    """
+    median_s = float(np.median(measured.seconds))
+    if measured.waited < _QUIET:
+        return median_s
+    return min(median_s, float(np.mean(measured.seconds)) * (1.0 - min(measured.waited, _MOST_WAITED)))
+
+
 def noise_of(visits: Iterable[Visit]) -> NoiseProfile:
     """From repeats of one phase alone, against the median of their visit: a robust sigma of the body, and the rare
     long ones beyond it."""
@@ -173,7 +184,7 @@ def noise_of(visits: Iterable[Visit]) -> NoiseProfile:
         np.log(np.asarray(each.seconds) / np.median(each.seconds))
         for visit in visits
         for each in visit.measured
-        if each.peer_units == 0 and len(each.seconds) >= 3
+        if each.peer_units == 0 and each.waited < _QUIET and len(each.seconds) >= 3
     ]
     if not logs:
         return NoiseProfile()
@@ -196,7 +207,7 @@ def _samples(visits: Iterable[Visit], setups: Iterable[str], seed: int) -> list[
             state = states.setdefault(key, fresh)
             state.linear.append(each.linear)
             state.pairs.append(each.pairs)
-            state.medians.append(float(np.median(each.seconds)))
+            state.medians.append(typical_s(each))
             state.foreign.append(visit.foreign)
     by_setup: dict[str, set[int]] = defaultdict(set)
     for state in states.values():

@@ -43,7 +43,8 @@ class Header(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Measured(Struct, frozen=True, array_like=True):
-    """Forwards or steps of one state, one after another. `linear` and `pairs` are means over them."""
+    """Forwards or steps of one state, one after another. `linear` and `pairs` are means over them; `waited` is the
+    share of their time in which the worker had no core because other programs had it."""
 
     phase: Phase
     units: int
@@ -51,6 +52,7 @@ class Measured(Struct, frozen=True, array_like=True):
     linear: float
     pairs: float
     seconds: list[float]
+    waited: float = 0.0
 
 
 class Visit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):

@@ -31,7 +31,7 @@ class WorkerLine(Protocol):
     """What measuring needs of the two workers."""
 
     @property
-    def worker_pids(self) -> list[int]: ...
+    def worker_pids(self) -> dict[Role, int]: ...
 
     def set_plan(self, plan_index: int) -> None:
         """Returns when it is in force in both workers."""
@@ -63,8 +63,8 @@ class Line:
         self._until(lambda: len(self._pids) == len(WORKER_ROLES))
 
     @property
-    def worker_pids(self) -> list[int]:
-        return list(self._pids.values())
+    def worker_pids(self) -> dict[Role, int]:
+        return self._pids
 
     def set_plan(self, plan_index: int) -> None:
         """Put a plan on the board; returns when it is in force in both workers."""

@@ -17,7 +17,7 @@ from colocate.messages.control import ChildReady
 from colocate.messages.decode import StepReport
 from colocate.messages.prefill import PrefillDone
 from colocate.messages.spec import ProcessSpec
-from colocate.runtime.profiling.foreign import ForeignLoad
+from colocate.runtime.profiling.foreign import ForeignLoad, WaitingTime
 from colocate.runtime.profiling.journal import Journal, Measured, Visit, header_of
 from colocate.runtime.profiling.line import Leave, Line, WorkerLine
 from colocate.runtime.profiling.loads import DecodeLoad, PrefillLoad, Timing, params_of
@@ -65,6 +65,7 @@ class Profiler:
         is_cpu = spec.facts.device_kind == "cpu"
         self._core_ids = spec.facts.unit_ids if is_cpu else sorted(os.sched_getaffinity(0))
         self._setups = all_setups(build_plan_table(spec.facts.total_units, spec.facts.unit_granularity))
+        self._waiting = {role: WaitingTime(pid) for role, pid in line.worker_pids.items()}
         self._plan_index = -1
 
     def run(self) -> None:
@@ -73,7 +74,7 @@ class Profiler:
         spent_before_s, started_ns = journal.spent_s, self._clock_ns()
         done = [(visit.setup, visit.state) for visit in journal.visits]
         num_points = len(self._setups) * job.num_states
-        foreign = ForeignLoad(self._core_ids, [os.getpid(), *self._line.worker_pids])
+        foreign = ForeignLoad(self._core_ids, [os.getpid(), *self._line.worker_pids.values()])
         with ProgressLine(job.budget_s, spent_before_s, num_points, len(done)) as progress:
             for setup, state in order(self._setups, job.num_states, done, job.seed):
                 spent_s = spent_before_s + (self._clock_ns() - started_ns) / 1e9
@@ -106,8 +107,13 @@ class Profiler:
         if setup.decode_units:
             decode = DecodeLoad(self._line, limits, decode_state(limits, seed, state), self._params)
             decode.start()
+        for waiting in self._waiting.values():
+            waiting.lap()
         self._attend(prefill, decode, self._clock_ns() + int(visit_s * 1e9))
-        return _measured(setup, prefill, decode)
+        waited_s = {role: waiting.lap() for role, waiting in self._waiting.items()}
+        if setup.prefill_units + setup.decode_units > self._total_units:
+            waited_s = {}  # they waited for each other, and that is what is measured
+        return _measured(setup, prefill, decode, waited_s)
 
     def _attend(self, prefill: PrefillLoad | None, decode: DecodeLoad | None, until_ns: int) -> None:
         """Hear the reports until the visit is over and the workers are idle again."""
@@ -156,18 +162,23 @@ def _inside(timings: list[Timing], others: list[Timing]) -> list[Timing]:
     return [each for each in timings[1:] if each.started_ns >= first_ns and each.finished_ns <= last_ns]
 
 
-def _measured(setup: Setup, prefill: PrefillLoad | None, decode: DecodeLoad | None) -> list[Measured]:
+def _measured(
+    setup: Setup, prefill: PrefillLoad | None, decode: DecodeLoad | None, waited_s: dict[Role, float]
+) -> list[Measured]:
     of_prefill, of_decode = _counted(prefill, decode)
     measured = []
-    if of_prefill:
-        measured.append(_of_timings("prefill", setup.prefill_units, setup.decode_units, of_prefill))
-    if of_decode:
-        measured.append(_of_timings("decode", setup.decode_units, setup.prefill_units, of_decode))
+    if of_prefill and prefill is not None:
+        waited = waited_s.get(Role.PREFILL, 0.0) / sum(each.seconds for each in prefill.timings)
+        measured.append(_of_timings("prefill", setup.prefill_units, setup.decode_units, of_prefill, waited))
+    if of_decode and decode is not None:
+        waited = waited_s.get(Role.DECODE, 0.0) / sum(each.seconds for each in decode.timings)
+        measured.append(_of_timings("decode", setup.decode_units, setup.prefill_units, of_decode, waited))
     return measured
 
 
-def _of_timings(phase: Phase, units: int, peer_units: int, timings: list[Timing]) -> Measured:
+def _of_timings(phase: Phase, units: int, peer_units: int, timings: list[Timing], waited: float) -> Measured:
     count = len(timings)
     linear = sum(each.linear for each in timings) / count
     pairs = sum(each.pairs for each in timings) / count
-    return Measured(phase, units, peer_units, linear, pairs, [round(each.seconds, 9) for each in timings])
+    seconds = [round(each.seconds, 9) for each in timings]
+    return Measured(phase, units, peer_units, linear, pairs, seconds, round(min(waited, 1.0), 3))
