@@ -47,10 +47,6 @@ class Books:
         self.num_preemptions = 0
         self.num_ignored = 0
 
-    def role_of(self, role: Role) -> Role:
-        """The process that runs this phase."""
-        return Role.HYBRID if self.settings.mode == "chunked" else role
-
     def commit(
         self,
         request: Request,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from colocate.config.roles import process_of
 from colocate.core.books import Books
 from colocate.core.prefill_side import POISON_MESSAGE
 from colocate.core.request import NEVER, AfterLeave, Ending, Request, Stage
@@ -292,7 +293,8 @@ class DecodeSide:
             self._exit(request)
             if convicted:
                 if charged_to_worker:
-                    books.outbox.send("supervisor", PoisonFailed(books.role_of(Role.DECODE), request.request_id))
+                    process = process_of(Role.DECODE, books.settings.mode)
+                    books.outbox.send("supervisor", PoisonFailed(process, request.request_id))
                 books.end(request, Ending(FinishReason.ERROR, error))
             else:
                 request.move(Stage.READY, books.now_ns)

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
+from colocate.config.roles import phases_of
 from colocate.core.books import Books
 from colocate.core.decode_side import DecodeSide
 from colocate.core.ledger import SwitchLedger
@@ -250,12 +251,12 @@ class Engine:
             self.decode.failed(message)
 
     def _worker_hello(self, message: WorkerHello) -> None:
-        for role in _phases_of(message.role):
+        for role in phases_of(message.role):
             self._met.add(role)
             self._side(role).online = True
 
     def _worker_gone(self, message: WorkerGone) -> None:
-        for role in _phases_of(message.role):
+        for role in phases_of(message.role):
             self._met.add(role)
             self.ledger.lost(role)
             self._side(role).lost()
@@ -273,8 +274,3 @@ class Engine:
 
     def _plan_applied(self, message: PlanApplied) -> None:
         self.ledger.applied(message.role, message.seq, message.applied_ns)
-
-
-def _phases_of(role: Role) -> tuple[Role, ...]:
-    """The phases a worker process runs."""
-    return WORKER_ROLES if role is Role.HYBRID else (role,)

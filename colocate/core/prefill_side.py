@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from colocate.config.roles import process_of
 from colocate.core.books import Books
 from colocate.core.prospects import Prospects
 from colocate.core.request import AfterLeave, Ending, Request, Stage
@@ -293,6 +294,7 @@ class PrefillSide:
 
     def _convict(self, request: Request, error: str, *, charged_to_worker: bool) -> None:
         if charged_to_worker:
-            self._books.outbox.send("supervisor", PoisonFailed(self._books.role_of(Role.PREFILL), request.request_id))
+            process = process_of(Role.PREFILL, self._books.settings.mode)
+            self._books.outbox.send("supervisor", PoisonFailed(process, request.request_id))
         self._books.tell_end(request, Ending(FinishReason.ERROR, error))
         self.cancel(request, AfterLeave.FINISH)  # its blocks must wait for the worker; the client need not

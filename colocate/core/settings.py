@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from colocate.config.profile import DeviceProfile
+from colocate.config.serve import Mode
 from colocate.core.plan import PlanTable, build_plan_table
 from colocate.messages.slo import SloClass
 
@@ -21,7 +22,7 @@ class EngineSettings(Struct, frozen=True):
     max_queue: int
     total_units: int
     unit_granularity: int = 1
-    mode: str = "colocated"
+    mode: Mode = "colocated"
     plan: str = "elastic"
     # A second batch waits at the prefill worker while one runs, so that it never idles for a round trip; more would
     # only take decisions earlier than needed.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from colocate.config.profile import Coefficients, ContentionProfile, DeviceProfile, NoiseProfile, ShareProfile
+from colocate.config.serve import Mode
 from colocate.config.slo import SloClass
 from colocate.core.settings import ALL_GUARDS, EngineSettings
 from colocate.errors import ConfigError
@@ -32,7 +33,7 @@ class SimSettings:
     seed: int = 0  # of the device and of the bend
     kv_tokens: int = 0  # tokens the KV pool holds; 0: what the profile says
     block_size: int = 16
-    mode: str = "colocated"
+    mode: Mode = "colocated"
     plan: str = "elastic"
     candidates: tuple[str, ...] = ()
     best_static: str = ""
