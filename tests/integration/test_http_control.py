@@ -99,23 +99,28 @@ class TestPlan:
 
 class TestSlo:
     def test_what_is_named_changes_and_null_takes_away(self, frontend: RunningFrontend) -> None:
-        change = {"classes": [{"name": "interactive", "tpot_ms": 40}, {"name": "batch", "ttft_per_token_ms": 1.5}]}
+        change = {
+            "classes": [
+                {"name": "interactive", "tpot_ms": 40, "itl_ms": 90},
+                {"name": "batch", "ttft_per_token_ms": 1.5},
+            ]
+        }
         answer = post(frontend, "/control/slo", change)
         assert answer.status_code == 200
         assert answer.json()["classes"] == [
-            {"name": "interactive", "ttft_ms": 300.0, "tpot_ms": 40.0, "ttft_per_token_ms": None},
-            {"name": "batch", "ttft_ms": None, "tpot_ms": None, "ttft_per_token_ms": 1.5},
+            {"name": "interactive", "ttft_ms": 300.0, "tpot_ms": 40.0, "itl_ms": 90.0, "ttft_per_token_ms": None},
+            {"name": "batch", "ttft_ms": None, "tpot_ms": None, "itl_ms": None, "ttft_per_token_ms": 1.5},
         ]
         assert (
             post(frontend, "/control/slo", {"classes": [{"name": "interactive", "ttft_ms": None}]}).status_code == 200
         )
         orders = [order.classes for order in frontend.engine.orders if isinstance(order, ChangeSlo)]
         assert orders == [
-            [SloClass("interactive", 0.3, 0.04), SloClass("batch", ttft_per_token_s=0.0015)],
-            [SloClass("interactive", None, 0.04)],
+            [SloClass("interactive", 0.3, 0.04, itl_s=0.09), SloClass("batch", ttft_per_token_s=0.0015)],
+            [SloClass("interactive", None, 0.04, itl_s=0.09)],
         ]
         shown = get(frontend, "/state", {"authorization": "Bearer sesame"}).json()["slo"]["classes"]
-        assert shown[0]["ttft_ms"] is None and shown[0]["tpot_ms"] == 40.0
+        assert shown[0]["ttft_ms"] is None and shown[0]["tpot_ms"] == 40.0 and shown[0]["itl_ms"] == 90.0
 
     def test_the_new_targets_are_what_requests_are_judged_by(self, frontend: RunningFrontend) -> None:
         change = {"classes": [{"name": "batch", "ttft_ms": 0.001}]}
@@ -146,6 +151,7 @@ class TestSlo:
             ([{"name": "batch", "ttft_ms": 1}, {"name": "batch", "tpot_ms": 1}], "each class at most once"),
             ([{"name": "batch", "ttft_ms": 0}], "greater than or equal to 0.001"),
             ([{"name": "batch", "ttft_ms": -1}], "greater than or equal to 0.001"),
+            ([{"name": "batch", "itl_ms": 0}], "greater than or equal to 0.001"),
             ([{"name": "batch", "ttft_ms": "5"}], "valid number"),
             ([{"name": "batch", "ttft_s": 5}], "unknown parameter"),
             ([], "at least 1"),
@@ -216,4 +222,4 @@ def test_the_document_describes_them(frontend: RunningFrontend) -> None:
     assert document["components"]["schemas"]["SloTargets"]["properties"]["name"]["enum"] == ["interactive", "batch"]
     parameters = {entry["name"]: entry for entry in document["paths"]["/v1/completions"]["post"]["parameters"]}
     assert parameters["x-slo-class"]["schema"]["enum"] == ["interactive", "batch"]
-    assert set(parameters) == {"x-slo-class", "x-slo-ttft-ms", "x-slo-tpot-ms"}
+    assert set(parameters) == {"x-slo-class", "x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-itl-ms"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from tests.frontend_harness import MODEL, RunningFrontend, process_table, start_
 from tests.scripted_engine import Script
 
 CLASSES = SchedulerSection(
-    slo_class=("interactive: ttft 60 s, tpot 60 s", "strict: ttft 0.001 ms, tpot 0.001 ms", "batch: none"),
+    slo_class=(
+        "interactive: ttft 60 s, tpot 60 s, itl 60 s",
+        "strict: ttft 0.001 ms, tpot 0.001 ms, itl 0.001 ms",
+        "batch: none",
+        "steady: tpot 500 ms, itl 500 ms",
+    ),
 )
 
 
@@ -47,7 +53,7 @@ def counts(frontend: RunningFrontend) -> dict[tuple[str, str, str], float]:
 
 
 def every(name: str, outcome: str, count: float = 1) -> dict[tuple[str, str, str], float]:
-    return {(measure, name, outcome): count for measure in ("ttft", "tpot", "both")}
+    return {(measure, name, outcome): count for measure in ("ttft", "tpot", "itl", "both")}
 
 
 class TestChoice:
@@ -80,13 +86,14 @@ class TestChoice:
         assert frontend.engine.submits[0].slo_class == "batch"
 
     def test_own_targets_and_salt_reach_the_engine(self, frontend: RunningFrontend) -> None:
-        own = {"x-slo-ttft-ms": "250", "x-slo-tpot-ms": "12.5"}
+        own = {"x-slo-ttft-ms": "250", "x-slo-tpot-ms": "12.5", "x-slo-itl-ms": "40"}
         assert complete(frontend, own, n=2, cache_salt="tenant").status_code == 200
-        assert [(s.ttft_s, s.tpot_s, s.cache_salt) for s in frontend.engine.submits] == [(0.25, 0.0125, "tenant")] * 2
+        told = [(s.ttft_s, s.tpot_s, s.itl_s, s.cache_salt) for s in frontend.engine.submits]
+        assert told == [(0.25, 0.0125, 0.04, "tenant")] * 2
 
     def test_a_resubmission_says_it_all_again(self, frontend: RunningFrontend) -> None:
         frontend.script.hold_after = 2
-        own = {"x-slo-class": "batch", "x-slo-ttft-ms": "250"}
+        own = {"x-slo-class": "batch", "x-slo-ttft-ms": "250", "x-slo-itl-ms": "40"}
         fields = {"model": MODEL, "prompt": [1], "max_tokens": 5, "stream": True, "cache_salt": "tenant"}
         with httpx.stream("POST", f"{frontend.url}/v1/completions", json=fields, headers=own, timeout=20) as answer:
             lines = answer.iter_lines()
@@ -94,20 +101,21 @@ class TestChoice:
             successor = frontend.replace_engine(Script())
             assert list(lines)[-2] == "data: [DONE]"
         [first], [again] = frontend.engine.submits, successor.submits
-        assert (again.slo_class, again.ttft_s, again.tpot_s, again.cache_salt) == ("batch", 0.25, None, "tenant")
+        assert (again.slo_class, again.ttft_s, again.tpot_s, again.itl_s) == ("batch", 0.25, None, 0.04)
+        assert again.cache_salt == "tenant"
         assert first.request_id == again.request_id and again.resubmitted
 
     @pytest.mark.parametrize(
         ("headers", "body", "param", "says"),
         [
-            ({"x-slo-class": "gold"}, {}, "x-slo-class", "this server has: interactive, strict, batch"),
-            ({}, {"slo_class": "gold"}, "slo_class", "this server has: interactive, strict, batch"),
+            ({"x-slo-class": "gold"}, {}, "x-slo-class", "this server has: interactive, strict, batch, steady"),
+            ({}, {"slo_class": "gold"}, "slo_class", "this server has: interactive, strict, batch, steady"),
             ({"x-slo-class": "batch"}, {"slo_class": "strict"}, "slo_class", "send one of them"),
             ({}, {"slo_class": 5}, "slo_class", "valid string"),
             ({}, {"cache_salt": "x" * 129}, "cache_salt", "at most 128"),
             *(
                 ({name: value}, {}, name, "is not a number of milliseconds from 0.001 to 86400000")
-                for name in ("x-slo-ttft-ms", "x-slo-tpot-ms")
+                for name in ("x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-itl-ms")
                 for value in ("0", "-1", "nan", "inf", "1e999", "fast", "", "1_0", "0x10", "86400001")
             ),
         ],
@@ -144,13 +152,14 @@ class TestCounters:
     def test_every_promise_starts_at_zero(self, frontend: RunningFrontend) -> None:
         text = httpx.get(f"{frontend.url}/metrics", timeout=10).text
         for name in ("interactive", "strict"):
-            for measure, outcome in (("ttft", "good"), ("tpot", "missed"), ("both", "missed")):
+            for measure, outcome in (("ttft", "good"), ("tpot", "missed"), ("itl", "good"), ("both", "missed")):
                 labels = f'class="{name}",model_name="tiny",outcome="{outcome}",slo="{measure}"'
                 assert f"colocate_slo_requests_total{{{labels}}} 0.0" in _with_sorted_labels(text)
         assert 'class="batch"' not in text
-        assert 'colocate_slo_target_seconds{class="strict",model_name="tiny",slo="ttft"} 1e-06' in _with_sorted_labels(
-            text
-        )
+        assert not [line for line in text.splitlines() if 'class="steady"' in line and 'slo="ttft"' in line]
+        for measure, target in (("ttft", "1e-06"), ("itl", "1e-06")):
+            labels = f'class="strict",model_name="tiny",slo="{measure}"'
+            assert f"colocate_slo_target_seconds{{{labels}}} {target}" in _with_sorted_labels(text)
 
     def test_kept_and_missed(self, frontend: RunningFrontend) -> None:
         assert complete(frontend, n=2).status_code == 200
@@ -162,15 +171,48 @@ class TestCounters:
             "interactive": {"good": 2, "missed": 0},
             "strict": {"good": 0, "missed": 1},
             "batch": {"good": 0, "missed": 0},
+            "steady": {"good": 0, "missed": 0},
         }
 
-    def test_one_token_keeps_the_time_per_token_whatever_it_is(self, frontend: RunningFrontend) -> None:
+    def test_one_token_keeps_what_is_promised_per_token(self, frontend: RunningFrontend) -> None:
         assert complete(frontend, {"x-slo-class": "strict"}, max_tokens=1).status_code == 200
-        expected = {("ttft", "strict", "missed"): 1, ("tpot", "strict", "good"): 1, ("both", "strict", "missed"): 1}
-        assert counts(frontend) == expected
+        assert counts(frontend) == {
+            ("ttft", "strict", "missed"): 1,
+            ("tpot", "strict", "good"): 1,
+            ("itl", "strict", "good"): 1,
+            ("both", "strict", "missed"): 1,
+        }
+
+    @pytest.mark.parametrize(
+        ("headers", "expected"),
+        [
+            ({"x-slo-class": "steady"}, {("tpot", "good"), ("itl", "missed"), ("both", "missed")}),
+            ({"x-slo-class": "steady", "x-slo-itl-ms": "60000"}, {("tpot", "good"), ("itl", "good"), ("both", "good")}),
+            ({"x-slo-class": "batch", "x-slo-itl-ms": "500"}, {("itl", "missed"), ("both", "missed")}),
+        ],
+    )
+    def test_one_stall_among_twenty_gaps_is_seen_by_the_gaps_alone(
+        self, frontend: RunningFrontend, headers: dict[str, str], expected: set[tuple[str, str]]
+    ) -> None:
+        """Twenty gaps of 500 ms are within the mean; one of them takes 600 ms, and the others next to nothing."""
+        frontend.script.hold_after = 11
+        fields = {"model": MODEL, "prompt": [1], "max_tokens": 21, "stream": True, "return_token_ids": True}
+        url = f"{frontend.url}/v1/completions"
+        num_tokens = 0
+        with httpx.stream("POST", url, json=fields, headers=headers, timeout=20) as answer:
+            for line in answer.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                num_tokens += sum(len(choice["token_ids"]) for choice in json.loads(line[6:])["choices"])
+                if num_tokens == 11:
+                    time.sleep(0.6)  # from when the frontend has sent the eleventh token
+                    frontend.engine.release()
+        assert num_tokens == 21
+        name = headers["x-slo-class"]
+        assert counts(frontend) == {(measure, name, outcome): 1 for measure, outcome in expected}
 
     def test_own_targets_decide(self, frontend: RunningFrontend) -> None:
-        own = {"x-slo-class": "strict", "x-slo-ttft-ms": "60000", "x-slo-tpot-ms": "60000"}
+        own = {"x-slo-class": "strict", "x-slo-ttft-ms": "60000", "x-slo-tpot-ms": "60000", "x-slo-itl-ms": "60000"}
         assert complete(frontend, own).status_code == 200
         assert complete(frontend, {"x-slo-class": "batch", "x-slo-ttft-ms": "0.001"}).status_code == 200
         assert counts(frontend) == every("strict", "good") | {
@@ -225,8 +267,11 @@ def test_the_log_line_says_what_was_promised_and_kept(
     assert complete(frontend, {"x-slo-class": "strict"}, max_tokens=1).status_code == 200
     assert complete(frontend, {"x-slo-class": "batch"}).status_code == 200
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"event":"request"' in line]
-    said = [(line["slo_class"], line["slo_ttft"], line["slo_tpot"], line["cached_tokens"]) for line in lines]
-    assert said == [("strict", "missed", "good", 1), ("batch", None, None, 1)]
+    keys = ("slo_class", "slo_ttft", "slo_tpot", "slo_itl", "cached_tokens")
+    assert [tuple(line[key] for key in keys) for line in lines] == [
+        ("strict", "missed", "good", "good", 1),
+        ("batch", None, None, None, 1),
+    ]
 
 
 def _with_sorted_labels(text: str) -> str:

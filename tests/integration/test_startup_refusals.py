@@ -18,6 +18,7 @@ from tests.daemon import start_daemon
 from tests.limits import START_LIMIT_S
 
 WEIGHTS = "model.safetensors"
+H200 = "configs/profiles/emulated-h200-roofline.yaml"
 
 
 @pytest.fixture
@@ -149,7 +150,9 @@ def test_a_taken_port_is_refused_at_once() -> None:
         (("--event-log", "/proc/1/log"), "event_log: /proc/1/log cannot hold an event log"),
         (("--metrics-compat", "vlm"), "--metrics-compat: 'vlm' is not one of vllm"),
         (("--metrics-compat", "vlm"), "did you mean 'vllm'?"),
-        (("--profile", "x.yaml"), "is for the emulated device"),
+        (("--profile", "x.yaml"), "x.yaml: cannot read the device profile: No such file"),
+        (("--profile", H200), "profile: is for a device of 132 units, this one has"),
+        (("--latency-profile", "x.json"), "x.json: cannot read the device profile: No such file"),
         (("--device", "emulated", "--profile", "nowhere.yaml"), "nowhere.yaml"),
         (("--device", "emulated", "--fault", "decode:explode@step=1"), "explode"),
         (("--host", "203.0.113.7"), "is not an address of this machine"),

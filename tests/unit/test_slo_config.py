@@ -22,6 +22,9 @@ INTERACTIVE = SloClass("interactive", ttft_s=0.3, tpot_s=0.05)
         ("interactive: ttft=300ms tpot=50ms", (INTERACTIVE,)),
         ("interactive: TTFT 0.3 s; tpot: .05s", (INTERACTIVE,)),
         ("batch: none", (SloClass("batch"),)),
+        ("s: itl 100 ms", (SloClass("s", itl_s=0.1),)),
+        ("interactive: ttft 300 ms, tpot 50 ms, itl 100 ms", (SloClass("interactive", 0.3, 0.05, itl_s=0.1),)),
+        ("s: ITL=.1s; tpot=50ms, itl-free: none", (SloClass("s", tpot_s=0.05, itl_s=0.1), SloClass("itl-free"))),
         ("p: ttft_per_token=1.5ms", (SloClass("p", ttft_per_token_s=0.0015),)),
         ("p: ttft 0.2s ttft-per-token 1.5ms", (SloClass("p", ttft_s=0.2, ttft_per_token_s=0.0015),)),
         ("interactive: ttft 300 ms, tpot 50 ms, batch: none", (INTERACTIVE, SloClass("batch"))),
@@ -34,7 +37,11 @@ def test_forms(text: str, parsed: tuple[SloClass, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("interactive: ttfb 300 ms", "unknown measure 'ttfb', known are ttft, tpot, ttft_per_token"),
+        ("interactive: ttfb 300 ms", "unknown measure 'ttfb', known are ttft, tpot, ttft_per_token, itl"),
+        ("interactive: itl 0 ms", "must be above zero, 'itl 0 ms' is not"),
+        ("interactive: itl 100", "'itl 100' needs a unit, ms or s"),
+        ("interactive: itl 1 ms itl 2 ms", "itl is given twice"),
+        ("itl: 5 ms", "has no class name"),
         ("interactive: ttft 0 ms", "must be above zero, 'ttft 0 ms' is not"),
         ("interactive: tpot -5 ms", "must be above zero, 'tpot -5 ms' is not"),
         ("interactive: ttft 300", "'ttft 300' needs a unit, ms or s"),
@@ -63,11 +70,11 @@ def test_refusals_name_the_key_and_give_an_example_or_a_remedy(text: str, says: 
 
 _milliseconds = st.floats(0.001, 86_400_000).map(lambda value: float(f"{value:.6g}"))
 _name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True).filter(
-    lambda name: name not in ("ttft", "tpot", "ttft_per_token")
+    lambda name: name not in ("ttft", "tpot", "ttft_per_token", "itl")
 )
 _class = st.builds(
-    lambda name, ttft, tpot, per_token: (name, {"ttft": ttft, "tpot": tpot, "ttft_per_token": per_token}),
-    _name, *(st.none() | _milliseconds for _ in range(3)),
+    lambda name, *targets_ms: (name, dict(zip(("ttft", "tpot", "ttft_per_token", "itl"), targets_ms, strict=True))),
+    _name, *(st.none() | _milliseconds for _ in range(4)),
 )  # fmt: skip
 
 
@@ -87,13 +94,16 @@ def test_what_is_written_is_read_back_in_every_form(
     assert parse_slo_classes([", ".join(texts)], "slo_class") == tuple(expected)
 
 
-@given(st.text(alphabet="tfpo:=,; 0123456789.-emsn\n", max_size=40))
+@given(st.text(alphabet="tfpoil:=,; 0123456789.-emsn\n", max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         classes = parse_slo_classes([text], "slo_class")
     except ConfigError:
         return
-    targets = [target for known in classes for target in (known.ttft_s, known.tpot_s, known.ttft_per_token_s)]
+    targets = [
+        target for known in classes
+        for target in (known.ttft_s, known.tpot_s, known.ttft_per_token_s, known.itl_s)
+    ]  # fmt: skip
     assert classes and all(target is None or 0 < target <= 86_400 for target in targets)
 
 
@@ -146,6 +156,15 @@ def test_every_guard_can_be_switched_off() -> None:
 def test_a_request_s_own_first_token_target_is_the_whole_of_it() -> None:
     known = SloClass("p", ttft_s=0.2, tpot_s=0.05, ttft_per_token_s=0.001)
     assert known.ttft_target_s(100) == pytest.approx(0.3)
-    own = known.with_targets(0.5, None)
+    own = known.with_targets(0.5, None, None)
     assert own.ttft_target_s(100) == 0.5 and own.tpot_s == 0.05
-    assert known.with_targets(None, 0.01) == SloClass("p", 0.2, 0.01, 0.001)
+    assert known.with_targets(None, 0.01, None) == SloClass("p", 0.2, 0.01, 0.001)
+    assert known.with_targets(None, None, 0.02) == SloClass("p", 0.2, 0.05, 0.001, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("targets", "step_s"),
+    [({}, None), ({"tpot_s": 0.05}, 0.05), ({"itl_s": 0.1}, 0.1), ({"tpot_s": 0.05, "itl_s": 0.02}, 0.02)],
+)
+def test_a_step_may_take_what_the_stricter_target_allows(targets: dict[str, float], step_s: float | None) -> None:
+    assert SloClass("p", **targets).step_s == step_s
