@@ -104,6 +104,7 @@ def as_json(settings: SimSettings, runs: Sequence[RunOfSeed]) -> dict[str, Any]:
 _LATENCIES: dict[str, Callable[[SimResult], Quantiles]] = {
     "TTFT ms": lambda result: result.summary.ttft_s,
     "TPOT ms": lambda result: result.summary.tpot_s,
+    "ITL p99 of a request ms": lambda result: result.summary.itl_p99_s,
     "E2E ms": lambda result: result.summary.e2e_s,
     "queue ms": lambda result: result.summary.queue_s,
 }
@@ -147,7 +148,12 @@ def _slo_text(classes: Sequence[SloClass]) -> str:
 def _class_text(slo: SloClass) -> str:
     parts = [
         f"{name} {seconds * 1e3:g} ms"
-        for name, seconds in (("ttft", slo.ttft_s), ("ttft per token", slo.ttft_per_token_s), ("tpot", slo.tpot_s))
+        for name, seconds in (
+            ("ttft", slo.ttft_s),
+            ("ttft per token", slo.ttft_per_token_s),
+            ("tpot", slo.tpot_s),
+            ("itl", slo.itl_s),
+        )
         if seconds is not None
     ]
     return f"{slo.name}: {', '.join(parts) or 'none'}"

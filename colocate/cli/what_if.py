@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from colocate.cli.plan_table import PRIOR
 from colocate.config.profile import load_profile
+from colocate.config.serve import Mode
 from colocate.core.plan import build_plan_table
 from colocate.errors import ConfigError
 from colocate.runtime.plan_source import PlanSource
@@ -58,7 +60,7 @@ def run_what_if(path: Path, ask: WhatIf) -> int:
 
 
 def _other(settings: SimSettings, ask: WhatIf) -> SimSettings:
-    mode = ask.mode or ("colocated" if ask.policy is not None else settings.mode)
+    mode = _mode(ask.mode) or ("colocated" if ask.policy is not None else settings.mode)
     plan = ask.policy or ("shared" if mode != "colocated" else settings.plan)
     other = replace(settings, mode=mode, plan=plan)
     if ask.plans is None:
@@ -67,6 +69,13 @@ def _other(settings: SimSettings, ask: WhatIf) -> SimSettings:
     table = build_plan_table(profile.units, profile.granularity)
     choice, _ = PlanSource(ask.plans, table, profile.name, profile.model).read()
     return replace(other, candidates=choice.candidates, best_static=choice.best_static)
+
+
+def _mode(text: str | None) -> Mode | None:
+    modes: dict[str, Mode] = {mode: mode for mode in get_args(Mode)}
+    if text is None or text in modes:
+        return modes.get(text or "")
+    raise ConfigError("--mode", f"no mode is named {text!r}", f"choose one of: {', '.join(modes)}")
 
 
 def _name(settings: SimSettings) -> str:
@@ -83,8 +92,9 @@ def _show(run: LoggedRun, settings: SimSettings, arms: list[Arm]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for arm in arms:
-        table.add_column(arm.name, justify="right")
-    for title, measure in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("E2E", "e2e_s")):
+        table.add_column(arm.name, justify="right", no_wrap=True)
+    measures = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL p99", "itl_p99_s"), ("E2E", "e2e_s"))
+    for title, measure in measures:
         for share in ("p50", "p99"):
             cells = [_ms(getattr(getattr(arm.summary, measure), share)) for arm in arms]
             table.add_row(f"{title} {share} ms", *cells)

@@ -54,6 +54,7 @@ class _Heard:
     num_preemptions: int = 0
     is_rejected: bool = False
     itl_p99_s: float | None = None
+    prefilled_ns: list[int] = field(default_factory=list)  # tokens that prefill made: the first, one per preemption
 
 
 @dataclass(slots=True)
@@ -77,7 +78,9 @@ class _Clients:
             if self.give_up is not None:
                 index = item.request_id - 1
                 self.give_up.first_token(index, (now_ns - START_NS) / 1e9 - self.arrivals_s[index])
-        if item.finish is not None:
+        if item.finish is None:
+            heard.prefilled_ns.append(now_ns)
+        else:
             heard.finished_ns = now_ns
             heard.num_cached, heard.num_preemptions = times.num_cached_tokens, times.preemptions
             self._over(heard)
@@ -203,13 +206,14 @@ class Run:
 
     def _itl_p99_s(self, index: int) -> float | None:
         """Known once the request has ended. Every token takes the same way to the client, so its times are the worker's
-        own, but for the first: that one was heard two messages after it was made."""
+        own; those that prefill made were heard one message later."""
         heard = self._clients.heard_of[index]
         if not heard.finished_ns or heard.itl_p99_s is not None:
             return heard.itl_p99_s
-        first_ns = heard.first_token_ns - 2 * int(self._settings.message_s * 1e9)
-        times_ns = self._replicas[heard.replica].rows.token_times_ns(index + 1)
-        heard.itl_p99_s = itl_p99([first_ns, *times_ns])
+        message_ns = int(self._settings.message_s * 1e9)
+        by_prefill_ns = [heard_ns - message_ns for heard_ns in heard.prefilled_ns]
+        by_decode_ns = self._replicas[heard.replica].rows.token_times_ns(index + 1)
+        heard.itl_p99_s = itl_p99(sorted(by_prefill_ns + by_decode_ns))
         return heard.itl_p99_s
 
 

@@ -18,7 +18,7 @@ from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
 from colocate.errors import ConfigError
 from colocate.messages.client import Abort, OutputItem, Outputs, Rejected, RequestTimes, Submit
-from colocate.sim.records import RequestRecord, SimResult, Summary, summarise
+from colocate.sim.records import RequestRecord, SimResult, Summary, itl_p99, summarise
 from colocate.sim.run import Run
 from colocate.sim.settings import SimSettings
 from colocate.telemetry.event_log import LogRecord, read_event_log
@@ -31,6 +31,7 @@ class _Logged:
 
     submit: Submit
     tokens: list[TokenId] = field(default_factory=list)  # answered
+    times_ns: list[int] = field(default_factory=list)  # of those tokens, as the engine had them
     first: RequestTimes | None = None
     last: RequestTimes | None = None
     is_rejected: bool = False
@@ -73,6 +74,7 @@ class LoggedRun:
             output_tokens=len(request.tokens),
             cached_tokens=first.num_cached_tokens if first else 0,
             preemptions=last.preemptions if last else 0,
+            itl_p99_s=itl_p99(request.times_ns) if last else None,
             rejected=request.is_rejected,
         )
 
@@ -155,7 +157,7 @@ class _Reader:
                 self.requests[message.request_id].is_rejected = True
             elif isinstance(message, Outputs):
                 for item in message.items:
-                    self._hear(item)
+                    self._hear(item, record.now_ns)
 
     def _aborted(self, event: Abort) -> None:
         for request_id in event.request_ids:
@@ -163,9 +165,10 @@ class _Reader:
             if request is not None and request.last is None:
                 request.is_aborted = True
 
-    def _hear(self, item: OutputItem) -> None:
+    def _hear(self, item: OutputItem, now_ns: int) -> None:
         request = self.requests[item.request_id]
         request.tokens += item.token_ids
+        request.times_ns += [now_ns] * len(item.token_ids)
         if item.times is None:
             return
         request.first = request.first or item.times

@@ -16,6 +16,7 @@ from colocate.runtime.replay import replay
 from colocate.sim.records import itl_p99
 from colocate.sim.run import simulate
 from colocate.sim.settings import SimSettings
+from colocate.sim.what_if import read_logged_run
 from colocate.workload.recipe import Recipe, cook
 from colocate.workload.rows import Workload, WorkloadRow, make_workload
 from tests.sim.devices import DEVICE, exact, rows_of
@@ -37,6 +38,7 @@ def test_one_request_takes_what_the_formulas_and_the_messages_say() -> None:
     # To the worker, two steps with a turn of the loop between, back.
     decode_s = 0.001 + step_s[0] + 0.0005 + step_s[1] + 0.001
     assert record.finished_s == pytest.approx(3 * 0.001 + forward_s + decode_s, abs=1e-8)
+    assert record.itl_p99_s == pytest.approx(0.001 + 0.001 + step_s[0], abs=1e-8)  # the longer gap is the hand-over's
     assert record.scheduled_s == pytest.approx(0.001)
     assert (record.output_tokens, record.cached_tokens, record.preemptions) == (3, 0, 0)
 
@@ -86,6 +88,8 @@ def test_same_seed_same_log_and_the_log_replays_with_every_invariant(
     assert result.num_events > len(workload.rows)
     assert [record.output_tokens for record in first.records] == [row.output_tokens for row in workload.rows]
     assert all(record.finished_s is not None for record in first.records)
+    told = read_logged_run(tmp_path / "first.log").summary()
+    assert (told.itl_p99_s.p99 or 0) == pytest.approx(first.summary.itl_p99_s.p99, rel=0.01)
     assert (first.states[0].num_preemptions > 0) == ("kv_tokens" in changes)
     assert first.records != simulate(workload, replace(settings, seed=1)).records
 

@@ -72,6 +72,8 @@ def test_replay_takes_the_log_and_answers_what_if(tmp_path: Path) -> None:
     assert other["summary"]["ttft_s"]["p50"] > again["summary"]["ttft_s"]["p50"]
     chunked = run("replay", log, "--mode", "chunked")
     assert "what if: mode chunked" in chunked
+    with pytest.raises(ConfigError, match="no mode is named 'chunky'"):
+        run("replay", log, "--mode", "chunky")
 
 
 def test_plans_of_a_file_are_the_ones_used(tmp_path: Path) -> None:
