@@ -6,9 +6,9 @@ Times are seconds after the start of the run, on the engine's clock: what HTTP a
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from msgspec import Struct
 
@@ -166,7 +166,7 @@ def summarise(
 
 def itl_p99(token_times_ns: Sequence[int]) -> float | None:
     """Seconds that at most LATE_GAPS_SHARE of the gaps between these times exceed; None of fewer than two times."""
-    gaps = sorted(later - earlier for earlier, later in pairwise(token_times_ns))
+    gaps = sorted(map(operator.sub, token_times_ns[1:], token_times_ns))
     if not gaps:
         return None
     return gaps[len(gaps) - 1 - int(LATE_GAPS_SHARE * len(gaps))] / 1e9
