@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from colocate.config.roles import ANY_WORKER
-from colocate.config.serve import DeviceSection, ServeConfig
+from colocate.config.serve import DeviceSection, SchedulerSection, ServeConfig
 from colocate.core.plan import PlanTable, build_plan_table
 from colocate.messages.control import ChildReady, EngineAt
 from colocate.messages.spec import ProcessSpec, RuntimeFacts
@@ -110,9 +110,11 @@ def worker_process(
     incarnation: int = 1,
     facts: RuntimeFacts | None = None,
     keeper_address: str = "",
+    max_slice_ms: float = 20.0,
     **device: object,
 ) -> Iterator[WorkerUnderTest]:
-    """`device`: fields of the configuration's device section (`profile`, `faults`)."""
+    """`device`: fields of the configuration's device section (`profile`, `faults`). With `max_slice_ms` 0 every slice
+    is one layer."""
     own_board = board is None
     board = board or Board.create()
     facts = facts or emulated_facts()
@@ -122,7 +124,10 @@ def worker_process(
     parent, child = ControlChannel.pair()
     run_id = secrets.token_hex(6)
     address = worker_address(run_id, 1, role, incarnation)
-    config = ServeConfig(device=DeviceSection(device=facts.device_kind, **device))  # type: ignore[arg-type]
+    config = ServeConfig(
+        device=DeviceSection(device=facts.device_kind, **device),  # type: ignore[arg-type]
+        scheduler=SchedulerSection(max_slice_ms=max_slice_ms),
+    )
     spec = ProcessSpec(
         role=role,
         incarnation=incarnation,
@@ -136,7 +141,7 @@ def worker_process(
         engine_address=address,
         keeper_address=keeper_address,
     )
-    channel = bind_for_worker(address, role)
+    channel = bind_for_worker(address, role if role in ANY_WORKER else Role.DECODE)  # a keeper leaves it alone
     process = subprocess.Popen(
         [sys.executable, "-m", "colocate.launch", role.value, str(os.getpid())],
         stdin=subprocess.PIPE,

@@ -70,7 +70,7 @@ def _hangs(worker: WorkerUnderTest) -> bool:
 
 
 def test_hang_keeps_beating_and_misses_its_deadline() -> None:
-    with worker_process(Role.PREFILL, faults=("prefill:hang@batch=2",)) as worker:
+    with worker_process(Role.PREFILL, faults=("prefill:hang@batch=2",), max_slice_ms=0.0) as worker:
         worker.until(lambda message: isinstance(message, WorkerHello))
         worker.send(PrefillBatch(1, [prefill_row(1)]))
         worker.send(PrefillBatch(2, [prefill_row(2)]))
