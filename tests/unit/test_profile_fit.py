@@ -131,15 +131,16 @@ def facts() -> DeviceFacts:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "waited", "expected"),
+    ("seconds", "mean_s", "waited", "expected"),
     [
-        ([1.0, 1.0, 9.0], 0.0, 1.0),  # a tail is left out
-        ([1.0, 1.0, 1.0, 5.0], 0.5, 1.0),  # short ones: one was cut, the median never noticed
-        ([2.0, 2.2, 1.8], 0.5, 1.0),  # long ones: all were cut, by half of their time
-        ([2.0, 2.0, 2.0], 1.0, 0.2),  # never down to nothing
+        ([1.0, 1.0, 9.0], 3.7, 0.0, 1.0),  # a tail is left out
+        ([1.0] * 9 + [5.0], 1.4, 0.3, 1.0),  # short ones: one was cut, the median never noticed
+        ([2.0, 3.2, 2.8], 2.5, 0.4, 1.5),  # long ones: all were cut, by two fifths of their time
+        ([2.0] * 8, 2.0, 0.9, 2.0),  # it waited while it was not measured: never less than the quickest of many
+        ([2.0] * 3, 2.0, 1.0, 0.4),  # nor down to nothing
     ],
 )
 def test_the_time_a_worker_waited_for_a_core_is_not_the_devices(
-    seconds: list[float], waited: float, expected: float
+    seconds: list[float], mean_s: float, waited: float, expected: float
 ) -> None:
-    assert typical_s(Measured("prefill", 1, 0, 10, 50, seconds, waited)) == pytest.approx(expected)
+    assert typical_s(Measured("prefill", 1, 0, 10, 50, seconds, waited, mean_s)) == pytest.approx(expected)

@@ -42,8 +42,9 @@ _REWEIGHTINGS = 20
 # A repeat so much longer than its visit's median, and beyond the body of the distribution, is of the tail.
 _TAIL_FACTOR = 1.5
 _TAIL_SIGMAS = 4.0
+_MANY = 8  # repeats: the quickest of so many met nobody
+_LEAST = 0.2  # of a few repeats' median
 _QUIET = 0.05  # of the time with others: a visit below this counts in full
-_MOST_WAITED = 0.9
 
 _Floats = npt.NDArray[np.float64]
 
@@ -170,11 +171,13 @@ def predict(model: LatencyModel, sample: Sample) -> float:
 def typical_s(measured: Measured) -> float:
     """What one forward or step of a visit takes the device: the median. Where the worker waited for a core that other
     programs had, long forwards are all cut and the median with them, but the time waited is known: the mean without it.
+    Some of that was waited before the first and after the last, so many short ones never take less than the quickest.
     """
     median_s = float(np.median(measured.seconds))
     if measured.waited < _QUIET:
         return median_s
-    return min(median_s, float(np.mean(measured.seconds)) * (1.0 - min(measured.waited, _MOST_WAITED)))
+    least_s = min(measured.seconds) if len(measured.seconds) >= _MANY else median_s * _LEAST
+    return max(least_s, min(median_s, measured.mean_s * (1.0 - measured.waited)))
 
 
 def noise_of(visits: Iterable[Visit]) -> NoiseProfile:

@@ -43,8 +43,9 @@ class Header(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class Measured(Struct, frozen=True, array_like=True):
-    """Forwards or steps of one state, one after another. `linear` and `pairs` are means over them; `waited` is the
-    share of their time in which the worker had no core because other programs had it."""
+    """Forwards or steps of one state, one after another. `linear` and `pairs` are means over them. Of all of the visit,
+    those not counted too: `mean_s` each, and the share of them in which the worker `waited` for a core that other
+    programs had."""
 
     phase: Phase
     units: int
@@ -53,6 +54,7 @@ class Measured(Struct, frozen=True, array_like=True):
     pairs: float
     seconds: list[float]
     waited: float = 0.0
+    mean_s: float = 0.0
 
 
 class Visit(Struct, frozen=True, tag=True, forbid_unknown_fields=True):

@@ -166,19 +166,28 @@ def _measured(
     setup: Setup, prefill: PrefillLoad | None, decode: DecodeLoad | None, waited_s: dict[Role, float]
 ) -> list[Measured]:
     of_prefill, of_decode = _counted(prefill, decode)
-    measured = []
-    if of_prefill and prefill is not None:
-        waited = waited_s.get(Role.PREFILL, 0.0) / sum(each.seconds for each in prefill.timings)
-        measured.append(_of_timings("prefill", setup.prefill_units, setup.decode_units, of_prefill, waited))
-    if of_decode and decode is not None:
-        waited = waited_s.get(Role.DECODE, 0.0) / sum(each.seconds for each in decode.timings)
-        measured.append(_of_timings("decode", setup.decode_units, setup.prefill_units, of_decode, waited))
+    measured: list[Measured] = []
+    sides: tuple[tuple[Phase, Role, PrefillLoad | DecodeLoad | None, list[Timing] | None], ...] = (
+        ("prefill", Role.PREFILL, prefill, of_prefill),
+        ("decode", Role.DECODE, decode, of_decode),
+    )
+    for phase, role, load, counted in sides:
+        if load is None or not counted:
+            continue
+        units = setup.prefill_units, setup.decode_units
+        own, peer = units if role is Role.PREFILL else units[::-1]
+        all_s = sum(each.seconds for each in load.timings)
+        waited = min(1.0, waited_s.get(role, 0.0) / all_s)
+        measured.append(
+            Measured(
+                phase,
+                own,
+                peer,
+                linear=sum(each.linear for each in counted) / len(counted),
+                pairs=sum(each.pairs for each in counted) / len(counted),
+                seconds=[round(each.seconds, 9) for each in counted],
+                waited=round(waited, 3),
+                mean_s=round(all_s / len(load.timings), 9),
+            )
+        )
     return measured
-
-
-def _of_timings(phase: Phase, units: int, peer_units: int, timings: list[Timing], waited: float) -> Measured:
-    count = len(timings)
-    linear = sum(each.linear for each in timings) / count
-    pairs = sum(each.pairs for each in timings) / count
-    seconds = [round(each.seconds, 9) for each in timings]
-    return Measured(phase, units, peer_units, linear, pairs, seconds, round(min(waited, 1.0), 3))
