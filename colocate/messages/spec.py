@@ -64,7 +64,7 @@ class ProcessSpec(Struct, frozen=True):
     facts: RuntimeFacts
     control_fd: int  # SOCK_SEQPACKET to the supervisor
     board_fd: int  # memfd of the board
-    bell_fds: tuple[int, ...]  # eventfds that wake the workers, in the order of WORKER_ROLES
+    bell_fds: tuple[int, ...]  # eventfds that wake the workers, in the order of config.roles.ANY_WORKER
     engine_address: str = ""  # where this process connects (worker, frontend) or binds for the frontend (engine)
     keeper_address: str = ""  # abstract Unix socket of the keeper
     listen_fd: int = -1  # frontend: the listening TCP socket, bound by the supervisor

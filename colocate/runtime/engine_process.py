@@ -18,6 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from colocate import __version__
+from colocate.config.roles import process_of, roles_of
 from colocate.config.slo import slo_classes
 from colocate.core.engine import Engine, Event
 from colocate.core.outbox import Command, SetPlanWord
@@ -48,7 +49,7 @@ from colocate.transport.channel import Channel
 from colocate.transport.control import ControlChannel
 from colocate.transport.waiting import Waiter, wait
 from colocate.transport.zmq_channel import bind_for_frontend, bind_for_worker
-from colocate.types import WORKER_ROLES, FinishReason, Role
+from colocate.types import FinishReason, Role
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def engine_settings(spec: ProcessSpec, last_plan_seq: int) -> EngineSettings:
         slo_classes=slo_classes(scheduler),
         default_slo_class=scheduler.default_slo_class or "",
         max_slice_ms=scheduler.max_slice_ms,
+        latency=facts.latency,
         candidates=facts.candidates,
         best_static=facts.best_static,
         seed=spec.config.model.seed,
@@ -93,6 +95,7 @@ class EngineDriver:
     def __init__(self, spec: ProcessSpec, control: ControlChannel, board: Board) -> None:
         self._control = control
         self._board = board
+        self._mode = spec.config.scheduler.mode
         self._channels: dict[Role, Channel] = {}
         self._backlog: dict[Role, deque[Struct]] = {}
         settings = engine_settings(spec, board.plan().seq)
@@ -223,12 +226,12 @@ class EngineDriver:
             message = command.message
             if isinstance(message, SetPlanWord):
                 self._board.set_plan(message.seq, message.index)
-                for role in WORKER_ROLES:
+                for role in roles_of(self._mode):
                     self._board.ring(role)
             elif isinstance(message, PoisonFailed):
                 self._control.send(message)
             else:
-                self._send(Role(command.to), message)
+                self._send(process_of(Role(command.to), self._mode), message)
 
     def _send(self, role: Role, message: Struct) -> None:
         """A role without a channel has no process: its loss is an event that makes up for what it misses."""

@@ -4,10 +4,10 @@ One thread, one selector. What it waits for: process sentinels (pidfds), control
 
 | lost | what happens |
 |---|---|
-| prefill, decode | reaped, the engine told, started again on the keeper's memory |
+| prefill, decode, hybrid | reaped, the engine told, started again on the keeper's memory |
 | frontend | reaped, the engine told, started again on the same listening socket |
 | engine | reaped, started again with the next epoch; workers and frontend told where |
-| keeper | engine and workers are killed and reaped, all four start again; the frontend stays |
+| keeper | engine and workers are killed and reaped, all of them start again; the frontend stays |
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from colocate.messages.control import (
 )
 from colocate.runtime.child import Child, ChildState, Exit
 from colocate.runtime.console import Console
-from colocate.runtime.crew import LOSS_ORDER, Crew, dependents_of
+from colocate.runtime.crew import LOSS_ORDER, Crew
 from colocate.runtime.watch import reason_to_kill
 from colocate.transport.control import ControlMessage
 from colocate.types import Role
@@ -257,7 +257,7 @@ class Supervisor:
         self._console.warn(f"{role.value} lost ({cause}); starting it again" + (f" in {wait_s:g} s" if wait_s else ""))
         for gone in self._crew.bury_dependents(role, self._forget):
             self._console.warn(f"{gone.role.value} ends and starts with it")
-        for again in (role, *dependents_of(role)):
+        for again in (role, *self._crew.dependents_of(role)):
             slot = self._crew.slots[again]
             slot.num_restarts += 1
             slot.start_at_s = now_s + wait_s
