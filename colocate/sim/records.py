@@ -166,7 +166,7 @@ def summarise(
 
 def itl_p99(token_times_ns: Sequence[int]) -> float | None:
     """Seconds that at most LATE_GAPS_SHARE of the gaps between these times exceed; None of fewer than two times."""
-    gaps = sorted(map(operator.sub, token_times_ns[1:], token_times_ns))
+    gaps: list[int] = sorted(map(operator.sub, token_times_ns[1:], token_times_ns))
     if not gaps:
         return None
     return gaps[len(gaps) - 1 - int(LATE_GAPS_SHARE * len(gaps))] / 1e9
