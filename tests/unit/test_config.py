@@ -8,10 +8,17 @@ import pytest
 
 from colocate.cli.options import HELP
 from colocate.config.load import load_config
+from colocate.config.profile import load_profile
 from colocate.config.serve import GIB, ServeConfig
 from colocate.config.settings import SETTINGS
 from colocate.config.sizes import format_size, parse_size
+from colocate.config.slo import slo_classes
+from colocate.core.latency import LatencyModel
+from colocate.core.plan import build_plan_table
+from colocate.core.policy import Controller
+from colocate.core.settings import EngineSettings
 from colocate.errors import ConfigError
+from colocate.runtime.plan_source import PlanSource
 
 
 def _file(directory: Path, text: str) -> Path:
@@ -127,7 +134,31 @@ def test_every_setting_has_a_flag_with_help() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.name for path in Path("configs/serve").glob("*.yaml")))
 def test_the_examples_load(name: str) -> None:
-    load_config(Path("configs/serve") / name)
+    config = load_config(Path("configs/serve") / name)
+    slo_classes(config.scheduler)
+    if config.scheduler.plans is None:
+        return
+    assert config.device.profile is not None
+    profile = load_profile(Path(config.device.profile))
+    table = build_plan_table(profile.units, profile.granularity)
+    choice, _ = PlanSource(Path(config.scheduler.plans), table, profile.name, profile.model).read()
+    settings = EngineSettings(
+        num_blocks=64,
+        block_size=config.memory.block_size,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        max_queue=config.scheduler.max_queue,
+        total_units=profile.units,
+        unit_granularity=profile.granularity,
+        mode=config.scheduler.mode,
+        plan=config.scheduler.plan,
+        shadow=config.scheduler.shadow,
+        candidates=choice.candidates,
+        best_static=choice.best_static,
+    )
+    controller = Controller(settings, table, LatencyModel(profile))
+    assert controller.policy_name == config.scheduler.plan
+    assert set(controller.candidates) == set(choice.candidates)
 
 
 @pytest.mark.parametrize(
