@@ -62,7 +62,7 @@ def run_what_if(path: Path, ask: WhatIf) -> int:
 def _other(settings: SimSettings, ask: WhatIf) -> SimSettings:
     mode = _mode(ask.mode) or ("colocated" if ask.policy is not None else settings.mode)
     plan = ask.policy or ("shared" if mode != "colocated" else settings.plan)
-    other = replace(settings, mode=mode, plan=plan)
+    other = replace(settings, mode=mode, plan=plan, shadow=None)  # it serves nothing, and a mode may not allow it
     if ask.plans is None:
         return other
     profile = settings.profile

@@ -76,6 +76,12 @@ def test_replay_takes_the_log_and_answers_what_if(tmp_path: Path) -> None:
         run("replay", log, "--mode", "chunky")
 
 
+def test_a_mode_without_a_partition_can_be_asked_of_a_log_with_a_shadow(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    simulate(tmp_path, "--plan", "slo", "--slo", "tpot 50 ms", "--shadow", "on-demand", "--event-log", log)
+    assert "mode chunked" in run("replay", log, "--mode", "chunked")
+
+
 def test_plans_of_a_file_are_the_ones_used(tmp_path: Path) -> None:
     plans = tmp_path / "plans.yaml"
     plans.write_text(
