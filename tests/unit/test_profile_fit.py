@@ -144,3 +144,7 @@ def test_the_time_a_worker_waited_for_a_core_is_not_the_devices(
     seconds: list[float], mean_s: float, waited: float, expected: float
 ) -> None:
     assert typical_s(Measured("prefill", 1, 0, 10, 50, seconds, waited, mean_s)) == pytest.approx(expected)
+
+
+def test_on_several_cores_the_others_go_on_while_one_waits() -> None:
+    assert typical_s(Measured("prefill", 2, 0, 10, 50, [2.0, 3.0, 4.0], 0.4, 3.0)) == 3.0

@@ -172,9 +172,10 @@ def typical_s(measured: Measured) -> float:
     """What one forward or step of a visit takes the device: the median. Where the worker waited for a core that other
     programs had, long forwards are all cut and the median with them, but the time waited is known: the mean without it.
     Some of that was waited before the first and after the last, so many short ones never take less than the quickest.
+    On more than one core the others go on meanwhile, and how much is not known: the median it is.
     """
     median_s = float(np.median(measured.seconds))
-    if measured.waited < _QUIET:
+    if measured.waited < _QUIET or measured.units > 1:
         return median_s
     least_s = min(measured.seconds) if len(measured.seconds) >= _MANY else median_s * _LEAST
     return max(least_s, min(median_s, measured.mean_s * (1.0 - measured.waited)))
