@@ -95,6 +95,9 @@ class PrefillScheduler:
         """Take from the queue, in its order, into a forward with this much room; with `begun`, only who outranks those.
         Returns how many tokens that makes."""
         taken = 0
+        if not self._has_row:  # before the queue is asked, which some disciplines answer by looking at a whole window
+            self.is_blocked = len(self._books.queue) > 0
+            return 0
         while taken < room and (waiting := self._next_waiting()) is not None:
             if (begun is not None and not self._outranks(waiting, begun)) or not self._admit(waiting):
                 break
@@ -144,6 +147,8 @@ class PrefillScheduler:
         if self._books.model is None or self._books.settings.mode == "chunked" or self._side.suspects:
             return
         queue, side = self._books.queue, self._side
+        if not self._has_row:
+            return
         seen = (len(queue), side.num_sent)
         if seen == self._judged or queue.earliest_deadline_ns(self._books.now_ns) is None:
             return  # time alone makes nobody urgent: who would be in time behind the forwards in flight still will be
@@ -166,17 +171,18 @@ class PrefillScheduler:
         chunks = (chunk for batch in batches for chunk in batch.chunks)
         return all(self._can_follow(chunk.request, deadline_ns, done_ns + own_ns) for chunk in chunks)
 
+    @property
+    def _has_row(self) -> bool:
+        """Whether another request may run at all: a row is left, and no row waits for a block."""
+        num_rows = len(self._side.running) + self._num_decode_rows
+        return num_rows < self._books.settings.max_num_seqs and not self._decode_starves
+
     def _admit(self, request: Request) -> bool:
         """Give a waiting request blocks for all its tokens, if rows and blocks allow. One free block per decode row
         stays back, so that admission does not cause the next preemption."""
         books = self._books
-        num_rows = len(self._side.running) + self._num_decode_rows
-        reserve = min(num_rows, books.settings.num_blocks // 10)
-        if (
-            num_rows >= books.settings.max_num_seqs
-            or self._decode_starves
-            or not books.memory.admit(request, reserve, books.now_ns)
-        ):
+        reserve = min(len(self._side.running) + self._num_decode_rows, books.settings.num_blocks // 10)
+        if not self._has_row or not books.memory.admit(request, reserve, books.now_ns):
             self.is_blocked = True
             return False
         books.queue.remove(request.request_id)
