@@ -22,7 +22,8 @@ from colocate.workload.scale import at_rate
 from colocate.workload.segments import Segment, phase_shifting, synthetic
 
 TRACES = Path(__file__).parents[1] / "traces"
-DURATION_S = 60.0
+CHAT_S = 40.0
+SHIFT_S = 60.0  # two periods of the slow one
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ ANSWER_HEAVY = LognormalLengths(256, 0.5, 512, 0.4)
 
 
 def _chat(
-    name: str, rate: float, slo: SloClass, arrivals: str, kind: str, about: str, duration_s: float = DURATION_S
+    name: str, rate: float, slo: SloClass, arrivals: str, kind: str, about: str, duration_s: float = CHAT_S
 ) -> Load:
     def make(scale: float, seed: int) -> Workload:
         lengths = TraceLengths(read_lengths(SHAREGPT))
@@ -70,7 +71,7 @@ def _shift(name: str, period_s: float, slo: SloClass, about: str) -> Load:
 
     def make(scale: float, seed: int) -> Workload:
         scaled = (rates[0] * scale, rates[1] * scale)
-        segments = phase_shifting(scaled, (PROMPT_HEAVY, ANSWER_HEAVY), period_s, DURATION_S)
+        segments = phase_shifting(scaled, (PROMPT_HEAVY, ANSWER_HEAVY), period_s, SHIFT_S)
         return synthetic(name, segments, seed=seed)
 
     return Load(name, "shifting", slo, sum(rates) / 2, make, about)
@@ -91,14 +92,14 @@ LOADS = (
     _chat("chat-steady", 6.0, CHAT, "poisson", "steady", "ShareGPT lengths, Poisson"),
     _chat("chat-mean", 6.0, MEAN, "poisson", "steady", "the same, no bound on gaps"),
     _chat("chat-strict", 5.0, STRICT, "poisson", "steady", "the same, gaps within 50 ms"),
-    _chat("chat-bursty", 2.0, CHAT, "gamma:3", "bursty", "ShareGPT lengths, gamma arrivals of CV 3", 150.0),
+    _chat("chat-bursty", 2.0, CHAT, "gamma:3", "bursty", "ShareGPT lengths, gamma arrivals of CV 3", 100.0),
     _shift("shift-slow", 30.0, LONG, "15 s of 4,096/32, then 15 s of 256/512, by turns"),
     _shift("shift-fast", 8.0, LONG, "the same, 4 s each"),
     _shift("shift-strict", 30.0, LONG_STRICT, "shift-slow, gaps within 50 ms"),
-    _trace("azure-conv", "azure_llm_2023_conv.csv", 16.0, CHAT, 500, "Azure conversations, a window of 500"),
-    _trace("azure-code", "azure_llm_2023_code.csv", 1.0, PER_TOKEN, 400, "Azure code, very bursty, a window of 400"),
+    _trace("azure-conv", "azure_llm_2023_conv.csv", 16.0, CHAT, 300, "Azure conversations, a window of 300"),
+    _trace("azure-code", "azure_llm_2023_code.csv", 1.0, PER_TOKEN, 250, "Azure code, very bursty, a window of 250"),
     _trace(
-        "mooncake", "mooncake_fast25_conversation_head1500.jsonl", 0.55, PER_TOKEN, 150,
-        "Mooncake conversations with their shared prefixes, a window of 150",
+        "mooncake", "mooncake_fast25_conversation_head1500.jsonl", 0.55, PER_TOKEN, 120,
+        "Mooncake conversations with their shared prefixes, a window of 120",
     ),
 )  # fmt: skip
