@@ -67,6 +67,9 @@ def _draw_latency(axes: Axes, profile: DeviceProfile, phase: Phase) -> None:
     axes.set_xlabel("units")
     axes.set_ylabel("milliseconds")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.margins(x=0.1)
     axes.grid(alpha=0.3)
     if len(units) <= 8:
         axes.set_xticks(units)
@@ -85,7 +88,8 @@ def _draw_contention(axes: Axes, profile: DeviceProfile) -> None:
         for pair in pairs
     ]
     factors = [[pair.prefill for pair in pairs], [pair.decode for pair in pairs]]
-    image = axes.imshow(factors, cmap="YlOrRd", vmin=1.0, aspect="auto")
+    strongest = max(2.0, *factors[0], *factors[1])  # a tenth more must not look like the end of the scale
+    image = axes.imshow(factors, cmap="YlOrRd", vmin=1.0, vmax=1.3 * strongest, aspect="auto")
     axes.figure.colorbar(image, ax=axes)
     axes.set_xticks(range(len(pairs)), names, fontsize=8, rotation=90 if len(pairs) > 8 else 0)
     axes.set_yticks((0, 1), ("prefill", "decode"))
@@ -116,6 +120,8 @@ def _draw_errors(axes: Axes, profile: DeviceProfile) -> None:
     axes.fill_between([low, high], [0.85 * low, 0.85 * high], [1.15 * low, 1.15 * high], color="#999", alpha=0.2)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.set_xlabel("measured ms")
     axes.set_ylabel("predicted ms")
     axes.legend(fontsize=8)
