@@ -24,7 +24,7 @@ from msgspec import Struct
 from stream_client import StreamRecord, stream
 
 from colocate.config.slo import SloClass
-from colocate.sim.records import Quantiles, RequestRecord, Summary, quantiles, summarise
+from colocate.sim.records import Quantiles, RequestRecord, Summary, itl_p99, quantiles, summarise
 from colocate.workload.prompts import PromptLayout, drawn_tokens, lay_out
 from colocate.workload.recipe import Recipe, cook
 from colocate.workload.rows import Workload, WorkloadRow
@@ -153,6 +153,7 @@ class OpenLoop:
                 finished_s=token_s[-1] if token_s and error is None else None,
                 output_tokens=len(token_s),
                 cached_tokens=heard.num_cached_tokens,
+                itl_p99_s=None if error else itl_p99([int(at_s * 1e9) for at_s in token_s]),
                 rejected=heard.status == TOO_MANY,
             ),
             sent_s=heard.sent_s - start_s,
@@ -182,7 +183,8 @@ def show(run: LiveRun) -> None:
         f"{summary.num_finished} of {summary.num_offered} finished, {summary.num_rejected} rejected, "
         f"{summary.output_tokens_per_s:.1f} tokens/s over {run.duration_s:.1f} s"
     )
-    for name, figures in (("TTFT", summary.ttft_s), ("TPOT", summary.tpot_s), ("sent late", late)):
+    named = (("TTFT", summary.ttft_s), ("TPOT", summary.tpot_s), ("ITL p99", summary.itl_p99_s), ("sent late", late))
+    for name, figures in named:
         cells = (
             f"{label} {_ms(value)}" for label, value in zip(("p50", "p90", "p99"), figures_of(figures), strict=True)
         )
