@@ -12,6 +12,7 @@ from colocate.core.plan import build_plan_table
 
 CHUNK_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 ELASTIC_DECODE_UNITS = (16, 24, 40, 56)
+MAX_NUM_SEQS = 512
 GUARDS = ("hysteresis", "dwell", "decode-first", "fallback")
 
 
@@ -23,6 +24,11 @@ class Arm:
     group: str
     settings: dict[str, Any] = field(default_factory=dict)
     is_bound: bool = False
+
+
+def chunked(size: int) -> dict[str, Any]:
+    """Rows take their place in the chunk, so there are never more of them than it has tokens."""
+    return {"mode": "chunked", "max_num_batched_tokens": size, "max_num_seqs": min(size, MAX_NUM_SEQS)}
 
 
 def static_arms(profile: DeviceProfile) -> list[Arm]:
@@ -40,9 +46,7 @@ def baseline_arms(profile: DeviceProfile) -> list[Arm]:
         for plan in table.plans
         if plan.is_split and plan.decode_units in ELASTIC_DECODE_UNITS
     ]
-    chunked = [
-        Arm(f"chunked:{size}", "chunked", {"mode": "chunked", "max_num_batched_tokens": size}) for size in CHUNK_SIZES
-    ]
+    chunked = [Arm(f"chunked:{size}", "chunked", chunked(size)) for size in CHUNK_SIZES]
     return [*static_arms(profile), *elastic, Arm("shared", "shared", {"mode": "shared"}), *chunked]
 
 
@@ -68,17 +72,19 @@ def ablation_arms() -> list[Arm]:
     ]
     scheduled = [
         Arm(f"{name}, {discipline}", "ablation", {**settings, "discipline": discipline})
-        for name, settings in (("slo", {"plan": "slo"}), ("chunked:1024", CHUNKED_1024), ("shared", {"mode": "shared"}))
+        for name, settings in (
+            ("slo", {"plan": "slo"}),
+            ("chunked:1024", chunked(1024)),
+            ("shared", {"mode": "shared"}),
+        )
         for discipline in ("sjf-window", "edf", "shortest-cache", "memory-aware-deadline")
     ]
     throttled = [
         Arm(f"{name}, throttled", "ablation", {**settings, "admission": "throttle"})
-        for name, settings in (("slo", {"plan": "slo"}), ("chunked:1024", CHUNKED_1024))
+        for name, settings in (("slo", {"plan": "slo"}), ("chunked:1024", chunked(1024)))
     ]
     return [*without, *bare, *wrong, *scheduled, *throttled]
 
-
-CHUNKED_1024: dict[str, Any] = {"mode": "chunked", "max_num_batched_tokens": 1024}
 
 # Both phases have the whole device and do not feel each other: no partition, controller or order of kernels does better
 # than that, because no phase is ever faster than alone on every unit.

@@ -12,14 +12,13 @@ from pathlib import Path
 from colocate.config.profile import DeviceProfile, load_profile
 from colocate.sim.run import simulate
 from colocate.sim.settings import SimSettings
-from policy_study.arms import Arm, without_contention
+from policy_study.arms import MAX_NUM_SEQS, Arm, without_contention
 from policy_study.loads import LOADS, Load
 
 STEP = 1.04
 ATTAINMENT = 0.9
 LOWEST, HIGHEST = -60, 60  # scales 0.095 to 10.5
 KV_TOKENS = 800_000  # about what 141 GB hold beside 16 GB of weights at 131,072 bytes a token
-MAX_NUM_SEQS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +83,10 @@ class _Trial:
         settings = SimSettings(
             profile=self._profile,
             kv_tokens=KV_TOKENS,
-            max_num_seqs=MAX_NUM_SEQS,
             slo_classes=(load.slo,),
             seed=task.seed,
             drain_s=20.0,
-            **{**task.base, **task.arm.settings},  # type: ignore[arg-type]
+            **{"max_num_seqs": MAX_NUM_SEQS, **task.base, **task.arm.settings},  # type: ignore[arg-type]
         )
         most_misses = int((1 - ATTAINMENT) * len(workload.rows))
         result = simulate(workload, settings, most_misses=most_misses)

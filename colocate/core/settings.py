@@ -7,6 +7,7 @@ from msgspec import Struct
 from colocate.config.profile import DeviceProfile
 from colocate.config.serve import Mode
 from colocate.core.plan import PlanTable, build_plan_table
+from colocate.errors import ConfigError
 from colocate.messages.slo import SloClass
 
 ALL_GUARDS = ("hysteresis", "dwell", "decode-first", "fallback")
@@ -45,3 +46,12 @@ class EngineSettings(Struct, frozen=True):
 
     def plan_table(self) -> PlanTable:
         return build_plan_table(self.total_units, self.unit_granularity)
+
+    def check(self) -> None:
+        """Raises ConfigError where the settings contradict each other."""
+        if self.mode == "chunked" and self.max_num_batched_tokens < self.max_num_seqs:
+            chunk, rows = self.max_num_batched_tokens, self.max_num_seqs
+            problem = f"{chunk} tokens a forward leave no room for prompts beside {rows} rows"
+            raise ConfigError(
+                "max_num_batched_tokens", problem, f"--chunk-size {rows} or more, or --max-num-seqs {chunk} or less"
+            )

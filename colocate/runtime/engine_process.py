@@ -19,7 +19,6 @@ from msgspec import Struct
 
 from colocate import __version__
 from colocate.config.roles import process_of, roles_of
-from colocate.config.slo import slo_classes
 from colocate.core.engine import Engine, Event
 from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
@@ -41,6 +40,7 @@ from colocate.messages.control import (
 from colocate.messages.decode import DecodeUpdate
 from colocate.messages.prefill import BatchFailed, PrefillBatch
 from colocate.messages.spec import ProcessSpec
+from colocate.runtime.core_settings import core_settings
 from colocate.runtime.model_source import model_label
 from colocate.runtime.plan_source import PlanChoice, PlanSource, PlanWatch
 from colocate.telemetry.event_log import LOG_VERSION, EventLogWriter, LogHeader
@@ -61,34 +61,6 @@ MAX_EVENTS_PER_TURN = 64
 NOBODY_ASKS = 0  # the frontend's queries count from 1: the answer to this one is dropped there
 
 
-def engine_settings(spec: ProcessSpec, last_plan_seq: int) -> EngineSettings:
-    scheduler, facts = spec.config.scheduler, spec.facts
-    return EngineSettings(
-        num_blocks=facts.num_blocks,
-        block_size=facts.block_size,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        max_queue=scheduler.max_queue,
-        total_units=facts.total_units,
-        unit_granularity=facts.unit_granularity,
-        mode=scheduler.mode,
-        plan=scheduler.plan,
-        first_plan_seq=last_plan_seq + 1,
-        shadow=scheduler.shadow,
-        guards=scheduler.guards,
-        discipline=scheduler.discipline,
-        admission=scheduler.admission,
-        prefix_caching=scheduler.prefix_caching,
-        slo_classes=slo_classes(scheduler),
-        default_slo_class=scheduler.default_slo_class or "",
-        max_slice_ms=scheduler.max_slice_ms,
-        latency=facts.latency,
-        candidates=facts.candidates,
-        best_static=facts.best_static,
-        seed=spec.config.model.seed,
-    )
-
-
 class EngineDriver:
     """Carries events to the core and commands to their channels."""
 
@@ -98,7 +70,7 @@ class EngineDriver:
         self._mode = spec.config.scheduler.mode
         self._channels: dict[Role, Channel] = {}
         self._backlog: dict[Role, deque[Struct]] = {}
-        settings = engine_settings(spec, board.plan().seq)
+        settings = core_settings(spec.config, spec.facts, board.plan().seq)
         self._engine = Engine(settings)
         self._log = _open_log(spec, settings)
         self._plan_watch = _watch_plans(spec, settings)

@@ -11,7 +11,6 @@ from colocate.config.sizes import format_size
 from colocate.core.latency import LatencyModel
 from colocate.core.plan import PlanTable, build_plan_table
 from colocate.core.policy.choose import choose_policy
-from colocate.core.settings import EngineSettings
 from colocate.device.cpu.memory import available_bytes
 from colocate.device.cpu.torch_facts import probe_torch
 from colocate.device.resolve import DeviceFacts, resolve_device
@@ -19,6 +18,7 @@ from colocate.errors import ConfigError
 from colocate.messages.spec import RuntimeFacts
 from colocate.model.config import ModelConfig, load_model_config
 from colocate.model.layout import KVLayout, WeightLayout
+from colocate.runtime.core_settings import core_settings
 from colocate.runtime.latency_source import engine_latency
 from colocate.runtime.model_source import locate_model, model_label
 from colocate.runtime.plan_source import PlanChoice, PlanSource
@@ -105,21 +105,9 @@ def _read_plan_file(config: ServeConfig, table: PlanTable, device: DeviceFacts, 
 
 def _check_policies(config: ServeConfig, facts: RuntimeFacts, table: PlanTable) -> None:
     """Resolve the policies as the engine will, before anything starts."""
-    scheduler = config.scheduler
-    settings = EngineSettings(
-        num_blocks=facts.num_blocks,
-        block_size=facts.block_size,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        max_queue=scheduler.max_queue,
-        total_units=facts.total_units,
-        unit_granularity=facts.unit_granularity,
-        mode=scheduler.mode,
-        candidates=facts.candidates,
-        best_static=facts.best_static,
-    )
+    settings = core_settings(config, facts)
     model = None if facts.latency is None else LatencyModel(facts.latency)
-    for word in (scheduler.plan, scheduler.shadow):
+    for word in (config.scheduler.plan, config.scheduler.shadow):
         if word is not None:
             choose_policy(settings, word, table, model)
 

@@ -69,7 +69,7 @@ def engine_settings(settings: SimSettings) -> EngineSettings:
     if believed.units != profile.units:
         problem = f"is for {believed.units} units, the simulated device has {profile.units}"
         raise ConfigError("latency_profile", problem, "give a profile of the same device")
-    return EngineSettings(
+    core = EngineSettings(
         num_blocks=kv_tokens // settings.block_size,
         block_size=settings.block_size,
         max_num_seqs=settings.max_num_seqs,
@@ -92,6 +92,8 @@ def engine_settings(settings: SimSettings) -> EngineSettings:
         latency=bend(believed, settings.prediction_error, settings.seed),
         seed=settings.seed,
     )
+    core.check()
+    return core
 
 
 def bend(profile: DeviceProfile, error: float, seed: int) -> DeviceProfile:

@@ -156,6 +156,7 @@ def test_a_taken_port_is_refused_at_once() -> None:
         (("--device", "emulated", "--profile", "nowhere.yaml"), "nowhere.yaml"),
         (("--device", "emulated", "--fault", "decode:explode@step=1"), "explode"),
         (("--host", "203.0.113.7"), "is not an address of this machine"),
+        (("--mode", "chunked", "--chunk-size", "32"), "32 tokens a forward leave no room for prompts beside 64 rows"),
         (("--max-num-seqs", "none"), "'none' is not a whole number"),
         (("--slo-class", "interactive: ttft 0 ms"), "--slo-class: class 'interactive': a target must be above zero"),
         (("--slo-class", "a: none", "--default-slo-class", "b"), "default_slo_class: there is no SLO class 'b'"),
