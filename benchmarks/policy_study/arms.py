@@ -46,8 +46,8 @@ def baseline_arms(profile: DeviceProfile) -> list[Arm]:
         for plan in table.plans
         if plan.is_split and plan.decode_units in ELASTIC_DECODE_UNITS
     ]
-    chunked = [Arm(f"chunked:{size}", "chunked", chunked(size)) for size in CHUNK_SIZES]
-    return [*static_arms(profile), *elastic, Arm("shared", "shared", {"mode": "shared"}), *chunked]
+    swept = [Arm(f"chunked:{size}", "chunked", chunked(size)) for size in CHUNK_SIZES]
+    return [*static_arms(profile), *elastic, Arm("shared", "shared", {"mode": "shared"}), *swept]
 
 
 def dynamic_arms() -> list[Arm]:
