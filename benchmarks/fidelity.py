@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -52,20 +52,45 @@ CPU_ARMS: Arms = (
 )
 
 
-def run_arms(load: str, site: Site, workload: Workload, settings: SimSettings, arms: Arms) -> list[Comparison]:
-    found: list[Comparison] = []
+# What the simulator is told of the runtime: one way between processes, and between two pieces of a worker's work. The
+# first is its default, the others show how much hangs on it.
+OVERHEADS_S = ((2e-4, 1e-4), (0.0, 0.0), (1e-3, 5e-4))
+
+
+@dataclass
+class Runs:
+    """`by_overhead` holds the same live runs beside simulations that were told other overheads."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    by_overhead: dict[str, list[Comparison]] = field(default_factory=dict)
+
+    def overheads(self) -> dict[str, dict[str, dict[str, float]]]:
+        return {told: median_distances(found) for told, found in self.by_overhead.items()}
+
+
+def run_arms(load: str, site: Site, workload: Workload, settings: SimSettings, arms: Arms) -> Runs:
+    runs = Runs()
     for name, changes in arms:
         arm = replace(settings, **changes)
         live = run_live(site, workload, arm)
-        simulated = run_simulated(workload, replace(arm, kv_tokens=live.kv_tokens))
-        found.append(compare(name, load, settings.seed, live, simulated))
-        print(
-            f"{load} {name}: attainment {found[-1].attainment:.3f} / {found[-1].attainment_simulated:.3f}", flush=True
-        )
-    return found
+        for message_s, turn_s in OVERHEADS_S:
+            told = replace(arm, kv_tokens=live.kv_tokens, message_s=message_s, turn_s=turn_s)
+            found = compare(name, load, settings.seed, live, run_simulated(workload, told))
+            label = f"message {message_s * 1e3:g} ms, turn {turn_s * 1e3:g} ms"
+            runs.by_overhead.setdefault(label, []).append(found)
+        runs.comparisons.append(next(iter(runs.by_overhead.values()))[-1])
+        done = runs.comparisons[-1]
+        print(f"{load} {name}: attainment {done.attainment:.3f} / {done.attainment_simulated:.3f}", flush=True)
+    return runs
 
 
-def emulated(options: argparse.Namespace, directory: Path) -> tuple[list[Comparison], dict[str, object]]:
+def print_overheads(runs: Runs) -> None:
+    print("\nmean |distance| where the simulator is told other overheads (the first are its own)")
+    for told, found in runs.overheads().items():
+        print(f"    {told:30}" + "   ".join(f"{name} {figure['mean']:.1%}" for name, figure in found.items()))
+
+
+def emulated(options: argparse.Namespace, directory: Path) -> tuple[Runs, dict[str, object]]:
     slow, seconds = options.slow, options.seconds or (10.0 if options.quick else 50.0)
     load = live_loads(seconds / slow)["steady"]
     workload = slowed_workload(load.make(1.0, 0), slow)
@@ -76,7 +101,7 @@ def emulated(options: argparse.Namespace, directory: Path) -> tuple[list[Compari
     return found, about | {"rate": workload.rate, "seconds": seconds}
 
 
-def cpu(options: argparse.Namespace, directory: Path) -> tuple[list[Comparison], dict[str, object]]:
+def cpu(options: argparse.Namespace, directory: Path) -> tuple[Runs, dict[str, object]]:
     budget = options.budget or ("30s" if options.quick else "2m")
     seconds = options.seconds or (8.0 if options.quick else 45.0)
     site, profile = cpu_site(directory, budget)
@@ -99,10 +124,12 @@ def main() -> None:
     machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="colocate-bench-") as directory:
         part = emulated if options.part == "emulated" else cpu
-        comparisons, about = part(options, Path(directory))
+        runs, about = part(options, Path(directory))
+    comparisons = runs.comparisons
     print()
     print_comparisons(comparisons)
     print_distances(comparisons)
+    print_overheads(runs)
     found = orders(comparisons)
     print_orders(comparisons[0].load, found)
     print_host(comparisons)
@@ -113,6 +140,7 @@ def main() -> None:
             "machine": machine,
             "about": about,
             "distances": median_distances(comparisons),
+            "distances_by_overhead": runs.overheads(),
             "orders": msgspec.to_builtins(found),
             "runs": msgspec.to_builtins(comparisons),
         }

@@ -17,10 +17,10 @@ from colocate.workload.rows import Workload
 from colocate.workload.segments import Segment, synthetic
 from live_study.pair import Site
 
-# Light: engine, frontend and client take the same two cores.
-RATE = 0.8
+# Light: engine, frontend and client take the same two cores, and prefill on one of them is busy half the time.
+RATE = 1.8
 LENGTHS = LognormalLengths(256, 0.5, 40, 0.4, max_tokens=1024)
-SLO = SloClass("small", ttft_s=0.6, tpot_s=0.03, itl_s=0.2)
+SLO = SloClass("small", ttft_s=0.6, tpot_s=0.03, itl_s=0.1)
 MAX_NUM_SEQS = 16
 MAX_BATCHED_TOKENS = 512
 _FLAGS = ("--device", "cpu", "--units", "2", "--dtype", "float32", "--kv-memory", "1GiB")
