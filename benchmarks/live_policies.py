@@ -28,7 +28,7 @@ from live_study.pair import run_live, run_simulated
 from live_study.slowed import slowed_workload
 from live_study.tables import print_comparisons, print_distances, print_host, print_orders
 from machine import describe_machine
-from policy_study.arms import CHUNKED_1024, Arm, dynamic_arms, static_arms
+from policy_study.arms import Arm, chunked, dynamic_arms, static_arms
 from policy_study.loads import Load
 
 from colocate.config.profile import DeviceProfile
@@ -40,7 +40,7 @@ LOADS = ("steady", "bursty", "shifting")
 OTHER_ARMS = (
     Arm("elastic", "elastic", {"plan": "elastic"}),
     Arm("shared", "shared", {"mode": "shared"}),
-    Arm("chunked:1024", "chunked", CHUNKED_1024),
+    Arm("chunked:1024", "chunked", chunked(1024)),
     *dynamic_arms(),
 )
 CPU_ARMS = (Arm("static:p1d1", "static", {"plan": "static:p1d1"}), Arm("slo", "dynamic", {"plan": "slo"}))
@@ -179,7 +179,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.native_seconds, options.seeds, options.no_cpu = 3.0, 1, True
+        options.native_seconds, options.seeds, options.no_cpu = 4.0, 1, True
         options.arms = options.arms or ["static", "chunked"]
     return options
 
