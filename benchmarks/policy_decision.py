@@ -12,10 +12,10 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from machine import describe_machine
+from msgspec.structs import replace
 
 from colocate.config.profile import load_profile
 from colocate.core.latency import LatencyModel

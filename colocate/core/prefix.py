@@ -128,6 +128,7 @@ class PrefixTree:
         if node is not None and node.life != self._life:
             return node  # its path was forgotten: what hangs below an untrusted block is not trusted either
         size = self._pool.block_size
+        new_blocks: list[BlockId] = []
         for depth in range(0 if node is None else node.depth, num_computed // size):
             tokens = tuple(token_ids[depth * size : (depth + 1) * size])
             siblings = node.children if node is not None else self._roots.setdefault(salt, {})
@@ -136,9 +137,10 @@ class PrefixTree:
                 self._pin(found)
                 node = found
                 continue
-            self._pool.share((blocks[depth],))
+            new_blocks.append(blocks[depth])
             node = siblings[tokens] = PrefixNode(salt, tokens, blocks[depth], node, self._life, now_ns)
-            self.num_nodes += 1
+        self._pool.share(new_blocks)
+        self.num_nodes += len(new_blocks)
         return node
 
     def release(self, node: PrefixNode | None, now_ns: int) -> None:

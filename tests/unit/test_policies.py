@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from colocate.core.latency import LatencyModel
 from colocate.core.plan import ALL_DECODE, ALL_PREFILL, SHARED, build_plan_table

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from colocate.core.plan import Plan
 from colocate.core.policy.view import LoadView, Policy

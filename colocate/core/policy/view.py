@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
+
+from msgspec import Struct
 
 from colocate.core.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
-class LoadView:
+class LoadView(Struct, frozen=True, gc=False):
     """The engine's load at one event. Built in O(1); seconds are differences to `now_ns`."""
 
     now_ns: int
