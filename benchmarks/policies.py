@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 from machine import describe_machine
-from policy_study.arms import BOUND, Arm, ablation_arms, baseline_arms, dynamic_arms
+from policy_study.arms import BOUND, Arm, ablation_arms, baseline_arms, dynamic_arms, sensitivity_arms
 from policy_study.loads import LOADS, Load
 from policy_study.report import BASELINES, markdown
 from policy_study.search import Point, Task, find_goodput
@@ -32,6 +32,8 @@ PROFILE = HERE.parent / "configs/profiles/emulated-h200-roofline.yaml"
 NUM_FINALISTS = {"static": 3, "elastic": 2, "shared": 1, "chunked": 2}
 ABLATION_LOADS = ("shift-slow", "chat-bursty")
 ABLATION_SEEDS = 3
+SENSITIVITY_ARMS = ("slo", "on-demand", "static:p100d32", "elastic:p108d24", "shared", "chunked:1024", "chunked:2048")
+SENSITIVITY_LOADS = ("shift-slow", "chat-strict")
 
 
 def show_slo(load: Load) -> str:
@@ -82,7 +84,7 @@ class Study:
     def _guess(self, load: Load, arm: Arm) -> int:
         """Where to begin: what this arm reached on another seed, or what anybody reached on this load."""
         own = [point.level for point in self.points.values() if (point.load, point.arm) == (load.name, arm.name)]
-        whole = arm.name.partition(",")[0]
+        whole = arm.name.partition(",")[0].partition(" @")[0]
         alike = [point.level for point in self.points.values() if (point.load, point.arm) == (load.name, whole)]
         return (own or alike or [0])[0]
 
@@ -134,6 +136,18 @@ def main() -> None:
         ],
         "ablation",
     )
+    few = [arm for arm in (*dynamic_arms(), *baselines) if arm.name in SENSITIVITY_ARMS]
+    sensitivity = [] if options.no_ablation else sensitivity_arms(few)
+    study.run(
+        [
+            (load, arm, seed)
+            for load in loads
+            if load.name in SENSITIVITY_LOADS
+            for arm in sensitivity
+            for seed in range(min(ABLATION_SEEDS, options.seeds))
+        ],
+        "sensitivity",
+    )
     results = {
         "machine": describe_machine(),
         "profile": profile.name,
@@ -147,7 +161,7 @@ def main() -> None:
         ],
         "arms": [
             {"name": arm.name, "group": arm.group, "settings": msgspec.to_builtins(arm.settings)}
-            for arm in (*baselines, *dynamic, *ablation)
+            for arm in (*baselines, *dynamic, *ablation, *sensitivity)
         ],
         "points": [asdict(point) for point in study.points.values() if point.load in {load.name for load in loads}],
     }

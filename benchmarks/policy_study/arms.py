@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from msgspec.structs import replace
+from msgspec import structs
 
-from colocate.config.profile import ContentionProfile, DeviceProfile
+from colocate.config.profile import DeviceProfile
 from colocate.core.plan import build_plan_table
 
 CHUNK_SIZES = (256, 512, 1024, 2048, 4096, 8192)
@@ -18,12 +18,13 @@ GUARDS = ("hysteresis", "dwell", "decode-first", "fallback")
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """`settings` are those of SimSettings. `group`: static, elastic, shared, chunked, dynamic, ablation, bound."""
+    """`settings` are those of SimSettings. `group`: static, elastic, shared, chunked, dynamic, ablation, bound.
+    `contention` scales what the device's (and the engine's) profile says that co-running work costs."""
 
     name: str
     group: str
     settings: dict[str, Any] = field(default_factory=dict)
-    is_bound: bool = False
+    contention: float = 1.0
 
 
 def chunked(size: int) -> dict[str, Any]:
@@ -88,10 +89,24 @@ def ablation_arms() -> list[Arm]:
 
 # Both phases have the whole device and do not feel each other: no partition, controller or order of kernels does better
 # than that, because no phase is ever faster than alone on every unit.
-BOUND = Arm("bound: no interference", "bound", {"mode": "shared"}, is_bound=True)
+BOUND = Arm("bound: no interference", "bound", {"mode": "shared"}, contention=0.0)
+
+CONTENTIONS = (0.5, 2.0)
 
 
-def without_contention(profile: DeviceProfile) -> DeviceProfile:
-    """The device of the bound."""
-    free = ContentionProfile(profile.units, profile.units, 1.0, 1.0)
-    return replace(profile, contention=[free], noise=replace(profile.noise, contention_bias=0.0))
+def sensitivity_arms(arms: list[Arm]) -> list[Arm]:
+    """The same arms where co-running work costs half as much, and twice: what the prior assumes and nobody measured."""
+    return [
+        replace(arm, name=f"{arm.name} @ contention x{scale:g}", group="sensitivity", contention=scale)
+        for scale in CONTENTIONS
+        for arm in arms
+    ]
+
+
+def with_contention(profile: DeviceProfile, scale: float) -> DeviceProfile:
+    """The excess of every contention factor times `scale`."""
+    pairs = [
+        structs.replace(pair, prefill=1 + (pair.prefill - 1) * scale, decode=1 + (pair.decode - 1) * scale)
+        for pair in profile.contention
+    ]
+    return structs.replace(profile, contention=pairs)

@@ -72,6 +72,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines += _verdict(results, tables)
     lines += _main_table(results, tables)
     lines += _ablation(results, tables)
+    lines += _sensitivity(results, tables)
     lines += _loads(results)
     return "\n".join(lines) + "\n"
 
@@ -166,6 +167,33 @@ def _ablation(results: dict[str, Any], tables: dict[str, Table]) -> list[str]:
             for load in loads
         ]
         lines.append(f"| {arm['name']} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _sensitivity(results: dict[str, Any], tables: dict[str, Table]) -> list[str]:
+    """Contention is assumed by the prior. Chunked runs nothing side by side, so it does not depend on it."""
+    names = [arm["name"] for arm in results["arms"] if arm["group"] == "sensitivity"]
+    scales = sorted({name.rpartition(" x")[2] for name in names}, key=float)
+    whole = list(dict.fromkeys(name.partition(" @")[0] for name in names))
+    loads = [load["name"] for load in results["loads"] if any(tables[load["name"]].seeds(name) for name in names)]
+    if not loads:
+        return []
+    lines = [
+        "## If contention is not what the prior assumes",
+        "",
+        "Goodput, requests/s, where co-running work costs half, as much as, and twice what the profile says.",
+        "",
+        "| arm | " + " | ".join(f"{load}: x0.5 / x1 / x2" for load in loads) + " |",
+        "|---|" + "---|" * len(loads),
+    ]
+    assert scales == ["0.5", "2"]
+    for arm in whole:
+        cells = []
+        for load in loads:
+            table = tables[load]
+            columns = [f"{arm} @ contention x0.5", arm, f"{arm} @ contention x2"]
+            cells.append(" / ".join(f"{table.mean(name):.2f}" if table.seeds(name) else "-" for name in columns))
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 

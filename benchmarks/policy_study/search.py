@@ -12,7 +12,7 @@ from pathlib import Path
 from colocate.config.profile import DeviceProfile, load_profile
 from colocate.sim.run import simulate
 from colocate.sim.settings import SimSettings
-from policy_study.arms import MAX_NUM_SEQS, Arm, without_contention
+from policy_study.arms import MAX_NUM_SEQS, Arm, with_contention
 from policy_study.loads import LOADS, Load
 
 STEP = 1.04
@@ -69,7 +69,7 @@ class _Trial:
     def __init__(self, load: Load, task: Task, profile: DeviceProfile) -> None:
         self._load = load
         self._task = task
-        self._profile = without_contention(profile) if task.arm.is_bound else profile
+        self._profile = with_contention(profile, task.arm.contention)
         self.seen: dict[int, tuple[float, float, int, int]] = {}
 
     def passes(self, level: int) -> bool:

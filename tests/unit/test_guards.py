@@ -97,7 +97,7 @@ def test_without_fallback_a_wrong_model_starves_decode() -> None:
 
     def run(*guards: str) -> Plant:
         model = LatencyModel(PROFILE)
-        plant = Plant(jobs_every(0.07, 8.0, 1500, 120), ttft_s=0.6, decode_bias=bias, learns=model)
+        plant = Plant(jobs_every(0.065, 8.0, 1500, 120), ttft_s=0.6, decode_bias=bias, learns=model)
         return plant.run(slo(*guards, model=model, best_static="p84d48"), 8.0)
 
     believed = run("hysteresis", "dwell", "decode-first")

@@ -23,9 +23,9 @@ from colocate.core.policy.lending import Lending
 from colocate.core.policy.view import LoadView, Policy
 
 # A move of the border must make a phase faster by this part, or it is not worth it ...
-MIN_GAIN = 0.1
+MIN_GAIN = 0.05
 # ... nor is any while that phase is at most at this part of what is allowed.
-CALM = 0.8
+CALM = 0.5
 # One that takes from decode must leave it this far under what is allowed.
 SHRINK_LIMIT = 0.95
 MIN_DWELL_NS = 100_000_000
