@@ -208,9 +208,14 @@ class DecodeSide:
             if request.request_id == trial:
                 self.suspects.progressed(request)
         self.sum_context += num_stepped
-        self.next_due_ns = due_ns
-        for request_id, incarnation in message.left:
-            request = rows.get(request_id)
+        if message.rows:
+            self.next_due_ns = due_ns
+        self._acknowledged(message.left)
+
+    def _acknowledged(self, left: list[tuple[RequestId, Incarnation]]) -> None:
+        """The worker touches these rows no more."""
+        for request_id, incarnation in left:
+            request = self.rows.get(request_id)
             if request is not None and request.incarnation == incarnation and request.stage is Stage.LEAVING:
                 self._let_go(request)
 

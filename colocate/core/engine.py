@@ -112,9 +112,11 @@ class Engine:
     def _foresee(self) -> None:
         """What prefill work costs depends on the plan, and on whether decode works beside it."""
         prefill, plan = self.prefill, self.plan
+        if not plan.prefill_units:  # lent to decode: the first forward brings back a split, or something like it
+            plan = self.controller.first
         prefill.plan_seq, prefill.plan_applied_ns = self.ledger.seq, self.ledger.prefill_applied_ns
         prefill.prospects.units = plan.prefill_units or self.settings.total_units
-        prefill.prospects.peer_units = plan.decode_units if self.decode.busy and plan.prefill_units else 0
+        prefill.prospects.peer_units = plan.decode_units if self.decode.busy else 0
 
     def first_commands(self) -> list[Command]:
         """Before any event: put the first plan on the board."""

@@ -98,5 +98,6 @@ def _check_no_strangers(engine: Engine) -> None:
         for request_id in members:
             if request_id not in known:
                 raise InvariantError(f"request {request_id} is in {name} but not in the books")
-    if len(engine.prefill.batches) > engine.settings.prefill_depth:
-        raise InvariantError(f"{len(engine.prefill.batches)} prefill batches in flight")
+    num_urgent = sum(batch.urgent for batch in engine.prefill.batches)
+    if num_urgent > 1 or len(engine.prefill.batches) - num_urgent > engine.settings.prefill_depth:
+        raise InvariantError(f"{len(engine.prefill.batches)} prefill batches in flight, {num_urgent} of them urgent")

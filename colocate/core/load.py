@@ -13,13 +13,10 @@ if TYPE_CHECKING:
 
 
 def load_view(engine: Engine) -> LoadView:
-    """O(requests in prefill), which are few: a forward's worth."""
+    """O(1), but for deadlines that passed since the last call."""
     books, prefill, decode = engine.books, engine.prefill, engine.decode
     now_ns = books.now_ns
-    first_due_ns = books.queue.earliest_deadline_ns(now_ns) or NEVER
-    for request in prefill.running.values():
-        if now_ns <= (due_ns := request.ttft_deadline_ns) < first_due_ns:
-            first_due_ns = due_ns
+    first_due_ns = min(books.queue.earliest_deadline_ns(now_ns) or NEVER, prefill.earliest_deadline_ns(now_ns) or NEVER)
     target_ns, itl_ns, token_due_ns = decode.tpot_target_ns, decode.itl_target_ns, decode.next_due_ns
     has_token_due = target_ns != NEVER and token_due_ns != NEVER
     model = books.model

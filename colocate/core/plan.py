@@ -43,15 +43,16 @@ class PlanTable:
     plans: tuple[Plan, ...]
     default_split: str
 
-    def index_of(self, name: str) -> int:
+    def index_of(self, name: str, where: str = "plan") -> int:
+        """Raises ConfigError at `where`."""
         for index, plan in enumerate(self.plans):
             if plan.name == name:
                 return index
         names = ", ".join(plan.name for plan in self.plans)
-        raise ConfigError("plan", f"this device has no plan named {name!r}", f"choose one of: {names}")
+        raise ConfigError(where, f"this device has no plan named {name!r}", f"choose one of: {names}")
 
-    def by_name(self, name: str) -> Plan:
-        return self.plans[self.index_of(name)]
+    def by_name(self, name: str, where: str = "plan") -> Plan:
+        return self.plans[self.index_of(name, where)]
 
 
 def split_name(prefill_units: int, decode_units: int) -> str:
@@ -65,7 +66,8 @@ def build_plan_table(total_units: int, granularity: int = 1) -> PlanTable:
     a third of the atoms: a decode step is bound by memory bandwidth and saturates early, a prefill is not.
     """
     if total_units < 1 or granularity < 1:
-        raise ConfigError("device", f"cannot partition {total_units} units in steps of {granularity}")
+        problem = f"cannot partition {total_units} units in steps of {granularity}"
+        raise ConfigError("device", problem, "give units and a granularity of at least 1 in the device's profile")
     shared = Plan(SHARED, total_units, total_units)
     num_atoms = total_units // granularity
     if num_atoms < 2:

@@ -9,6 +9,8 @@ from colocate.core.request import NEVER, Request, Stage
 
 # An urgent prompt may hold up a forward under way for at most this share of what that forward still needs.
 URGENT_SHARE = 0.5
+# Forwards that may go ahead of a prompt that has begun, urgent ones included.
+MAX_OVERTAKEN = 64
 
 
 class PrefillScheduler:
@@ -32,13 +34,15 @@ class PrefillScheduler:
         self.admission = choose_admission(books.settings.admission)
         self._num_decode_rows = 0  # as of this event
         self._decode_starves = False
-        self._judged = (0, 0)  # how many waited, and how many batches had been sent, when urgency was judged last
+        self._judged = (0, 0)  # how many had come, and how many batches had been sent, when nobody was urgent last
         self.is_blocked = False  # somebody waits, prefill could take it, and blocks or rows are lacking
 
     def schedule(self, num_decode_rows: int, decode_starves: bool) -> None:
         """Send batches until the worker has as many as it may hold, and one more if a prompt is urgent. O(batch)."""
         self.is_blocked = False
         self._num_decode_rows, self._decode_starves = num_decode_rows, decode_starves
+        num_rows = len(self._side.running) + num_decode_rows
+        self._prospects.num_reserved = min(num_rows, self._books.settings.num_blocks // 10)
         if not self._side.online:
             return
         while len(self._side.batches) < self._books.settings.prefill_depth:
@@ -52,7 +56,7 @@ class PrefillScheduler:
         """Tokens the next forward may hold. In mode `chunked` the standing batch rides along and takes its share."""
         if self._books.settings.mode == "chunked":
             return max(self._books.settings.max_num_batched_tokens - self._num_decode_rows, 1)
-        return self._prospects.max_chunk_tokens()
+        return self._prospects.max_chunk_tokens(0)
 
     def _allowed(self, most: int) -> int:
         """How many of those may be tokens of prompts that have not begun."""
@@ -73,17 +77,14 @@ class PrefillScheduler:
             trial = self._trial(most)
             if trial is not None:
                 return [trial]
-        begun = [
-            request
-            for request in side.running.values()
-            if request.stage is Stage.PREFILLING
-            and request.num_scheduled < request.num_prefill_tokens
-            and request.request_id not in side.suspects
-        ]
+        begun = [request for request in side.begun.values() if request.request_id not in side.suspects]
         chunks: list[Chunk] = []
         allowed = self._allowed(most)
         ahead = self._admit_some(chunks, allowed, begun)
         room = most - ahead
+        if ahead:
+            for request in begun:
+                request.num_overtaken += 1
         for request in begun:
             if room > 0:
                 chunks.append(side.chunk(request, room))
@@ -122,20 +123,22 @@ class PrefillScheduler:
         return None if waiting is None or waiting.request_id in self._side.suspects else waiting
 
     def _outranks(self, waiting: Request, begun: list[Request]) -> bool:
-        """Whether it should go ahead of prompts that have begun: it is due before every one of them, and each can
-        still be in time behind it. Only deadlines give that right."""
+        """Whether it should go ahead of prompts that have begun: it will be in time there, it is due before every one
+        of them, and each can still be in time behind it. Only deadlines give that right."""
         deadline_ns = waiting.ttft_deadline_ns
         if deadline_ns == NEVER or not begun:
             return False
         end_ns = self._books.now_ns + int(self._prospects.predicted_s(waiting) * 1e9)
-        return all(
+        return end_ns <= deadline_ns and all(
             self._can_follow(request, deadline_ns, end_ns + int(self._left_s(request) * 1e9)) for request in begun
         )
 
     def _can_follow(self, request: Request, deadline_ns: int, done_ns: int) -> bool:
-        """Whether this request is due after `deadline_ns`, and not before `done_ns` when it would be done."""
+        """Whether this request is due after `deadline_ns`, not before `done_ns` when it would be done, and has not been
+        overtaken too often: it holds blocks, and without a deadline of its own everybody would go ahead of it."""
         own_ns = request.ttft_deadline_ns
-        return own_ns > deadline_ns and (own_ns == NEVER or done_ns <= own_ns)
+        is_in_time = own_ns > deadline_ns and (own_ns == NEVER or done_ns <= own_ns)
+        return is_in_time and request.num_overtaken < MAX_OVERTAKEN
 
     def _left_s(self, request: Request) -> float:
         num_left = request.num_prefill_tokens - request.num_scheduled
@@ -147,17 +150,18 @@ class PrefillScheduler:
         if self._books.model is None or self._books.settings.mode == "chunked" or self._side.suspects:
             return
         queue, side = self._books.queue, self._side
-        if not self._has_row:
+        seen = (queue.num_entered, side.num_sent)
+        if seen == self._judged or not self._has_row:
             return
-        seen = (len(queue), side.num_sent)
-        if seen == self._judged or queue.earliest_deadline_ns(self._books.now_ns) is None:
-            return  # time alone makes nobody urgent: who would be in time behind the forwards in flight still will be
-        self._judged = seen
-        waiting, most = self._next_waiting(), self._most()
-        if waiting is None or waiting.num_uncached > self._allowed(most) or not self._may_interrupt(waiting):
+        waiting, most = queue.first_due(self._books.now_ns), self._most()  # wherever the discipline has put it
+        if waiting is None or not self._may_interrupt(waiting):
+            self._judged = seen  # time alone makes nobody urgent: who would be in time behind the others still will be
             return
-        if self._admit(waiting):
-            self._side.send([self._side.chunk(waiting, most)], urgent=True)
+        if waiting.num_uncached <= self._allowed(most) and self._admit(waiting):
+            for batch in side.batches:
+                for chunk in batch.chunks:
+                    chunk.request.num_overtaken += 1
+            side.send([side.chunk(waiting, most)], urgent=True)
 
     def _may_interrupt(self, waiting: Request) -> bool:
         batches, now_ns = self._side.batches, self._books.now_ns

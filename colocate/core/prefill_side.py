@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from colocate.config.roles import process_of
 from colocate.core.books import Books
 from colocate.core.prospects import Prospects
-from colocate.core.request import AfterLeave, Ending, Request, Stage
+from colocate.core.queues.lazy_heap import LazyHeap
+from colocate.core.request import NEVER, AfterLeave, Ending, Request, Stage
 from colocate.messages.control import PoisonFailed
 from colocate.messages.prefill import (
     BatchFailed,
@@ -58,11 +59,13 @@ class BatchInFlight:
 
 class PrefillSide:
     """`running` holds PREFILLING and CANCELLING requests in order of admission. Batches are done in the order sent,
-    but for urgent ones, which overtake."""
+    but for urgent ones, which overtake. `begun` holds those of `running` that have tokens left to send."""
 
     __slots__ = (
         "_books",
+        "_due",
         "batches",
+        "begun",
         "num_remaining",
         "num_sent",
         "num_set_aside",
@@ -80,6 +83,8 @@ class PrefillSide:
         self.num_sent = 0  # batches so far; the last one's id
         self.batches: deque[BatchInFlight] = deque()
         self.running: dict[int, Request] = {}
+        self.begun: dict[int, Request] = {}
+        self._due = LazyHeap()  # first-token deadlines of `running`
         self.suspects = books.suspects[Role.PREFILL]
         self.online = False
         self.prospects = Prospects(books)
@@ -93,6 +98,12 @@ class PrefillSide:
     def busy(self) -> bool:
         return bool(self.batches)
 
+    def earliest_deadline_ns(self, now_ns: int) -> int | None:
+        """The earliest first-token deadline of `running` that has not passed; None where there is none. O(log n)."""
+        while (first := self._due.first()) is not None and first[0] < now_ns:
+            self._due.discard(first[1])
+        return None if first is None else first[0]
+
     # -- sending ---------------------------------------------------------------------------------------------------
 
     def admit(self, request: Request) -> None:
@@ -103,7 +114,9 @@ class PrefillSide:
         if not request.scheduled_ns:
             request.scheduled_ns = books.now_ns
         books.drain_rate.left_queue(books.now_ns)
-        self.running[request.request_id] = request
+        self.running[request.request_id] = self.begun[request.request_id] = request
+        if request.ttft_deadline_ns != NEVER:
+            self._due.put((request.ttft_deadline_ns, request.request_id))
         num_left = request.num_prefill_tokens - request.num_computed
         self.num_remaining += num_left
         self.remaining_pairs += num_left * (request.num_computed + num_left / 2)
@@ -111,8 +124,10 @@ class PrefillSide:
     def chunk(self, request: Request, budget: int) -> Chunk:
         """The next tokens of an admitted request, at most `budget`. They count as scheduled."""
         start = request.num_scheduled
-        end = min(start + budget, request.num_prefill_tokens)
+        end = min(start + min(budget, self.prospects.max_chunk_tokens(start)), request.num_prefill_tokens)
         request.num_scheduled = end
+        if end == request.num_prefill_tokens:
+            del self.begun[request.request_id]
         request.num_chunks_in_flight += 1
         return Chunk(request, request.incarnation, start, end)
 
@@ -217,6 +232,8 @@ class PrefillSide:
     def _forget(self, request: Request) -> None:
         """It leaves this phase; what was left of it to compute is no load any more."""
         del self.running[request.request_id]
+        self.begun.pop(request.request_id, None)
+        self._due.discard(request.request_id)
         num_left = request.num_prefill_tokens - request.num_computed
         self.num_remaining -= num_left
         self.remaining_pairs -= num_left * (request.num_computed + num_left / 2)
@@ -229,6 +246,7 @@ class PrefillSide:
             self._books.change_after_leave(request, after)
             return
         request.move(Stage.CANCELLING, self._books.now_ns)
+        self.begun.pop(request.request_id, None)
         self._books.start_draining(request, after)
         if request.num_chunks_in_flight == 0:
             self._let_go(request)
@@ -265,6 +283,7 @@ class PrefillSide:
         books.outbox.drop_worker("prefill")
         in_flight = self._under_way()
         self.batches.clear()
+        self.begun.clear()
         for request in list(self.running.values()):
             request.num_chunks_in_flight = 0
             request.num_scheduled = request.num_computed
@@ -272,6 +291,7 @@ class PrefillSide:
                 self._let_go(request)
             else:
                 request.incarnation += 1
+                self.begun[request.request_id] = request
         for request in in_flight:
             if request.stage is Stage.PREFILLING and self.suspects.died(request):
                 self._convict(request, POISON_MESSAGE, charged_to_worker=True)

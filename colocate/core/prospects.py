@@ -6,17 +6,21 @@ from colocate.core.books import Books
 from colocate.core.queues.tally import pairs_of
 from colocate.core.request import Request
 
+# A forward does at least so many times the work of reading the weights.
+MIN_WORK = 4.0
+
 
 class Prospects:
     """Owned by the prefill side. `units` and `peer_units` follow the plan in force and whether decode works."""
 
-    __slots__ = ("_books", "_max_chunk", "peer_units", "units")
+    __slots__ = ("_books", "_max_chunk", "num_reserved", "peer_units", "units")
 
     def __init__(self, books: Books) -> None:
         self._books = books
         self.units = books.settings.total_units
         self.peer_units = 0
-        self._max_chunk: dict[int, int] = {}
+        self.num_reserved = 0  # blocks that admission keeps back
+        self._max_chunk: dict[tuple[int, int, int], int] = {}
 
     @property
     def now_ns(self) -> int:
@@ -30,28 +34,32 @@ class Prospects:
 
     def fits(self, request: Request) -> bool:
         memory = self._books.memory
-        return memory.can_allocate(memory.blocks_expected(request))
+        return memory.can_allocate(memory.blocks_expected(request) + self.num_reserved)
 
     def forward_s(self, num_tokens: int, pairs: float) -> float:
         """Seconds of one forward; 0 where there is no latency model."""
         model = self._books.model
         return 0.0 if model is None else model.prefill_s(self.units, num_tokens, pairs, self.peer_units)
 
-    def max_chunk_tokens(self) -> int:
-        """The most tokens of one forward of which a single layer still takes no longer than `max_slice_ms`: a slice
-        cannot be shorter than a layer, so a plan switch or an urgent prompt would wait longer behind more."""
+    def max_chunk_tokens(self, num_cached: int) -> int:
+        """The most tokens of one chunk behind `num_cached` others of which a single layer still takes no longer than
+        `max_slice_ms`: a slice cannot be shorter than a layer, so a plan switch or an urgent prompt would wait longer.
+
+        Never so few that reading the weights dominates: where that alone takes the bound, a smaller chunk would cost
+        throughput and shorten nothing.
+        """
         settings, model = self._books.settings, self._books.model
         limit = settings.max_num_batched_tokens
-        if model is None:
+        if model is None or settings.mode == "chunked":
             return limit
-        known = self._max_chunk.get(self.units)
-        if known is not None:
-            return known
-        num_layers = model.profile.num_layers
-        allowed_s = settings.max_slice_ms / 1e3 * num_layers
-        fixed_s = model.prefill_s(self.units, 0, 0)
-        per_token_s = (model.prefill_s(self.units, limit, limit * limit / 2) - fixed_s) / limit
-        most = int((allowed_s - fixed_s) / per_token_s) if per_token_s > 0 else limit
-        # Below a block's worth of tokens a forward is all overhead.
-        self._max_chunk[self.units] = max(min(limit, most), min(limit, settings.block_size))
-        return self._max_chunk[self.units]
+        # By powers of two of the cached tokens, and again whenever the model has learnt a tenth.
+        key = (self.units, num_cached.bit_length(), round(model.correction("prefill") * 10))
+        known = self._max_chunk.get(key)
+        if known is None:
+            fixed_s = model.prefill_s(self.units, 0, 0)
+            context = (1 << num_cached.bit_length()) - 1
+            per_token_s = (model.prefill_s(self.units, limit, limit * (context + limit / 2)) - fixed_s) / limit
+            allowed_s = settings.max_slice_ms / 1e3 * model.profile.num_layers - fixed_s
+            most = int(max(allowed_s, MIN_WORK * fixed_s) / per_token_s) if per_token_s > 0 else limit
+            known = self._max_chunk[key] = max(min(limit, most), min(limit, settings.block_size))
+        return known

@@ -22,35 +22,38 @@ DYNAMIC = ("slo", "on-demand")
 MAX_CANDIDATES = 16
 
 
-def choose_policy(settings: EngineSettings, word: str, table: PlanTable, model: LatencyModel | None) -> Policy[Any]:
-    """Resolve `--plan` (or `--shadow`): `elastic`, `elastic:SPLIT`, `static:PLAN`, `slo`, `on-demand`, or a plan.
+def choose_policy(
+    settings: EngineSettings, word: str, table: PlanTable, model: LatencyModel | None, option: str = "plan"
+) -> Policy[Any]:
+    """Resolve an operator's word: `elastic`, `elastic:SPLIT`, `static:PLAN`, `slo`, `on-demand`, or a plan.
 
     `slo` and `on-demand` come with the guards of the settings and need a latency model. A plan that gives a phase
     nothing cannot serve by itself, so `static` refuses it. A device with one unit has the plan `shared` only, and every
-    policy becomes that; so does every policy of the modes without a partition. Raises ConfigError.
+    policy becomes that; so does every policy of the modes without a partition. `option` is where the word was given.
+    Raises ConfigError, which names it.
     """
     shared = table.by_name(SHARED)
     if settings.mode in ("shared", "chunked"):
         if word not in ("elastic", SHARED, f"static:{SHARED}"):
-            problem = f"mode {settings.mode!r} runs no partition, so plan {word!r} cannot hold"
-            raise ConfigError("plan", problem, "drop --plan")
+            problem = f"mode {settings.mode!r} runs no partition, so {word!r} cannot hold"
+            raise ConfigError(option, problem, f"drop --{option}, or take mode colocated")
         return Static(shared)
     kind, _, name = word.partition(":")
     if kind == "elastic":
-        return _elastic(settings, word, name, table)
+        return _elastic(settings, word, name, table, option)
     if word in DYNAMIC:
-        return Static(shared) if len(table.plans) == 1 else _dynamic(settings, word, table, model)
-    plan = table.by_name(name if kind == "static" else word)
+        return Static(shared) if len(table.plans) == 1 else _dynamic(settings, word, table, model, option)
+    plan = table.by_name(name if kind == "static" else word, option)
     if plan.prefill_units == 0 or plan.decode_units == 0:
         idle = "prefill" if plan.prefill_units == 0 else "decode"
         problem = f"static:{plan.name} would never run {idle}"
-        raise ConfigError("plan", problem, "choose a split or 'shared', or use --plan elastic")
+        raise ConfigError(option, problem, f"choose a split or 'shared', or use --{option} elastic")
     return Static(plan)
 
 
 def static_plan(settings: EngineSettings, table: PlanTable) -> Plan:
     """The plan to fall back to: the settings' best static one, or the table's default. Raises ConfigError."""
-    plan = table.by_name(settings.best_static or table.default_split)
+    plan = table.by_name(settings.best_static or table.default_split, "best_static")
     if plan.prefill_units == 0 or plan.decode_units == 0:
         raise ConfigError("best_static", f"{plan.name!r} serves one phase only", "name a split or 'shared'")
     return plan
@@ -69,7 +72,7 @@ def candidate_plans(settings: EngineSettings, table: PlanTable) -> tuple[Plan, .
     if not settings.candidates:
         stride = -(-len(splits) // MAX_CANDIDATES)
         return tuple(splits[stride // 2 :: stride])
-    named = [table.by_name(name) for name in settings.candidates]
+    named = [table.by_name(name, "plans") for name in settings.candidates]
     plans = tuple(plan for plan in named if plan.name not in (ALL_PREFILL, ALL_DECODE))
     if not plans:
         problem = f"no plan of {', '.join(settings.candidates)} serves both phases"
@@ -77,22 +80,25 @@ def candidate_plans(settings: EngineSettings, table: PlanTable) -> tuple[Plan, .
     return plans
 
 
-def _elastic(settings: EngineSettings, word: str, name: str, table: PlanTable) -> Policy[Any]:
+def _elastic(settings: EngineSettings, word: str, name: str, table: PlanTable, option: str) -> Policy[Any]:
     if len(table.plans) == 1:
-        table.by_name(name or SHARED)
+        table.by_name(name or SHARED, option)
         return Static(table.plans[0])
-    split = table.by_name(name) if name else static_plan(settings, table)
+    split = table.by_name(name, option) if name else static_plan(settings, table)
     if not name and not split.is_split:
         split = table.by_name(table.default_split)
     if not split.is_split:
-        raise ConfigError("plan", f"elastic needs a split to start from, not {split.name!r}", "name a split: p1d1")
+        problem = f"elastic needs a split to start from, not {split.name!r}"
+        raise ConfigError(option, problem, f"name a split, such as elastic:{table.default_split}")
     return Elastic(table, split, word)
 
 
-def _dynamic(settings: EngineSettings, word: str, table: PlanTable, model: LatencyModel | None) -> Policy[Any]:
+def _dynamic(
+    settings: EngineSettings, word: str, table: PlanTable, model: LatencyModel | None, option: str
+) -> Policy[Any]:
     if model is None:
         remedy = "measure with colocate profile, or give --latency-profile"
-        raise ConfigError("plan", f"{word!r} predicts latencies and has no profile to do so", remedy)
+        raise ConfigError(option, f"{word!r} predicts latencies and has no profile to do so", remedy)
     plans, static = candidate_plans(settings, table), static_plan(settings, table)
     forecast = Forecast(model, plans, static, settings.max_num_batched_tokens)
     if word == "slo":

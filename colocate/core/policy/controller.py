@@ -126,7 +126,9 @@ class Controller:
 
 
 def _shadow(settings: EngineSettings, table: PlanTable, model: LatencyModel | None) -> Shadow | None:
-    return None if settings.shadow is None else Shadow(choose_policy(settings, settings.shadow, table, model))
+    if settings.shadow is None:
+        return None
+    return Shadow(choose_policy(settings, settings.shadow, table, model, "shadow"))
 
 
 def _is_alike(view: LoadView, judged: LoadView) -> bool:

@@ -39,7 +39,7 @@ class OnDemand:
     def _is_missed(self, view: LoadView, split: Plan, limit: float) -> bool:
         """Whether `shared` misses a target, at `limit` of it, that the split would serve better."""
         forecast, shared = self.forecast, self.first
-        if view.tpot_target_s is not None:
+        if view.tpot_target_s is not None or view.itl_target_s is not None:
             step_s = forecast.step_s(shared, view)
             if step_s > limit * forecast.allowed_s(view) and forecast.step_s(split, view) < step_s:
                 return True

@@ -18,10 +18,20 @@ class Tally:
     The work a member adds is remembered, so the sums stay right whatever happens to `request.num_uncached` meanwhile.
     """
 
-    __slots__ = ("_deadline_order", "_next_refresh_ns", "_work", "deadlines", "members", "num_pairs", "num_tokens")
+    __slots__ = (
+        "_deadline_order",
+        "_next_refresh_ns",
+        "_work",
+        "deadlines",
+        "members",
+        "num_entered",
+        "num_pairs",
+        "num_tokens",
+    )
 
     def __init__(self) -> None:
         self.members: dict[RequestId, Request] = {}
+        self.num_entered = 0  # requests so far
         self.num_tokens = 0
         self.num_pairs = 0.0
         self._work: dict[RequestId, tuple[int, float]] = {}  # what each member adds to the sums
@@ -39,6 +49,7 @@ class Tally:
         request_id = request.request_id
         request.num_overtaken = 0
         self.members[request_id] = request
+        self.num_entered += 1
         self._add_work(request)
         deadline_ns = request.ttft_deadline_ns
         if deadline_ns != NEVER:
@@ -54,11 +65,15 @@ class Tally:
         return request
 
     def earliest_deadline_ns(self, now_ns: int) -> int | None:
-        """Those that passed are dropped for good: time does not run back."""
+        first = self.first_due(now_ns)
+        return None if first is None else self.deadlines[first.request_id]
+
+    def first_due(self, now_ns: int) -> Request | None:
+        """Deadlines that passed are dropped for good: time does not run back."""
         while (first := self._deadline_order.first()) is not None and first[0] < now_ns:
             self._deadline_order.discard(first[1])
             del self.deadlines[first[1]]
-        return None if first is None else first[0]
+        return None if first is None else self.members[first[1]]
 
     def may_refresh(self, now_ns: int) -> bool:
         """Whether it is time to ask again what is cached. Says yes once per interval, so a second `peek` at the same

@@ -32,6 +32,7 @@ class WaitingQueue(Protocol):
     """Owned by the engine. No operation is O(waiting); `request.num_uncached` is set before `push`."""
 
     num_tokens: int  # sum of num_uncached over all that wait
+    num_entered: int  # pushes so far
     num_pairs: float  # sum of n * (r + n / 2) over all that wait, n = num_uncached, r = the cached rest
 
     def __len__(self) -> int: ...
@@ -52,4 +53,8 @@ class WaitingQueue(Protocol):
     def earliest_deadline_ns(self, now_ns: int) -> int | None:
         """The earliest `ttft_deadline_ns` of those that wait and have not passed; None where there is none. A deadline
         that was missed urges nobody: what is late for one must not cost the others. O(log n) amortised."""
+        ...
+
+    def first_due(self, now_ns: int) -> Request | None:
+        """Whose deadline that is, wherever it stands."""
         ...
