@@ -107,9 +107,9 @@ def _check_policies(config: ServeConfig, facts: RuntimeFacts, table: PlanTable) 
     """Resolve the policies as the engine will, before anything starts."""
     settings = core_settings(config, facts)
     model = None if facts.latency is None else LatencyModel(facts.latency)
-    for word in (config.scheduler.plan, config.scheduler.shadow):
+    for option, word in (("plan", config.scheduler.plan), ("shadow", config.scheduler.shadow)):
         if word is not None:
-            choose_policy(settings, word, table, model)
+            choose_policy(settings, word, table, model, option)
 
 
 def _choose_dtype(setting: str, model: ModelConfig, device: DeviceFacts, notes: list[str]) -> str:

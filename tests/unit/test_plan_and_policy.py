@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from colocate.core.latency import LatencyModel
 from colocate.core.plan import ALL_DECODE, ALL_PREFILL, SHARED, Plan, build_plan_table
-from colocate.core.policy import LoadView, Policy, choose_policy
+from colocate.core.policy import Controller, LoadView, Policy, choose_policy
 from colocate.core.settings import EngineSettings
 from colocate.errors import ConfigError
 from colocate.types import Role
+from tests.sim.devices import DEVICE
 
 
 def settings(total_units: int, mode: str = "colocated") -> EngineSettings:
@@ -107,6 +109,41 @@ def test_static_never_moves(setting: str) -> None:
 def test_plans_that_cannot_serve_are_refused(mode: str, setting: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         choose(setting, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "word", "remedy"),
+    [
+        ("shared", "slo", "drop --shadow"),
+        ("chunked", "on-demand", "drop --shadow"),
+        ("colocated", "p9d9", "choose one of: p1d1"),
+        ("colocated", "elastic:all-decode", "elastic:p1d1"),
+        ("colocated", "static:all-prefill", "--shadow elastic"),
+        ("colocated", "slo", "--latency-profile"),
+    ],
+)
+def test_a_refusal_names_the_option_that_brought_the_word(mode: str, word: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        choose_policy(settings(2, mode), word, build_plan_table(2), None, "shadow")
+    assert refused.value.where == "shadow" and remedy in refused.value.remedy
+    assert "--plan" not in refused.value.remedy
+
+
+def test_the_controller_tells_a_bad_shadow_from_a_bad_plan() -> None:
+    for option, told in (
+        ("shadow", replace(settings(2), shadow="p9d9")),
+        ("plan", replace(settings(2), plan="p9d9")),
+        ("plans", replace(settings(2), candidates=("p9d9",), plan="slo", latency=DEVICE)),
+        ("best_static", replace(settings(2), best_static="p9d9")),
+    ):
+        with pytest.raises(ConfigError, match="no plan named 'p9d9'") as refused:
+            Controller(told, build_plan_table(2), LatencyModel(DEVICE))
+        assert refused.value.where == option
+
+
+def test_a_device_that_cannot_be_cut_says_what_to_give() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        build_plan_table(0)
 
 
 def test_elastic_starts_from_the_best_static_split_where_one_is_known() -> None:

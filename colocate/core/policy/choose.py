@@ -36,7 +36,7 @@ def choose_policy(
     if settings.mode in ("shared", "chunked"):
         if word not in ("elastic", SHARED, f"static:{SHARED}"):
             problem = f"mode {settings.mode!r} runs no partition, so {word!r} cannot hold"
-            raise ConfigError(option, problem, f"drop --{option}, or take mode colocated")
+            raise ConfigError(option, problem, f"use --mode colocated, or drop --{option}")
         return Static(shared)
     kind, _, name = word.partition(":")
     if kind == "elastic":
