@@ -106,16 +106,21 @@ def replay(
         Path | None, typer.Option(metavar="FILE", help="What if: the device. Default: the logged engine's own profile.")
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="What if: write the figures there too.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also hold the engine's invariants after every event; slow.")
+    ] = False,
 ) -> None:
     from colocate.cli.what_if import WhatIf, run_what_if
 
     if policy is not None or mode is not None:
+        if check:
+            raise ConfigError("--check", "what if replays no command, so there is nothing to check", "drop --check")
         sys.exit(run_what_if(log, WhatIf(policy, mode, plans, profile, json)))
     if plans is not None or profile is not None or json is not None:
         raise ConfigError("replay", "--plans, --profile and --json ask what if", "say with --policy or --mode what")
     from colocate.cli.replay import run_replay
 
-    sys.exit(run_replay(log))
+    sys.exit(run_replay(log, check=check))
 
 
 @app.command(

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colocate.errors import ConfigError
+from colocate.errors import ConfigError, InvariantError
 from colocate.runtime.replay import ReplayResult, replay
 
 
-def run_replay(path: Path) -> int:
-    """0 where every log came out equal, 1 at a difference. A directory means all logs in it."""
+def run_replay(path: Path, *, check: bool) -> int:
+    """0 where every log came out equal, 1 at a difference or, with `check`, a broken invariant. A directory means all
+    logs in it."""
+    return max([_replay_one(log, check) for log in logs_at(path)])
+
+
+def logs_at(path: Path) -> list[Path]:
+    """The file, or every log of the directory: at least one. Raises ConfigError."""
+    remedy = "record one with `colocate serve --event-log DIR`"
+    if not path.exists():
+        raise ConfigError(str(path), "no such file or directory", remedy)
     logs = sorted(path.glob("*.log")) if path.is_dir() else [path]
-    if not logs or not path.exists():
-        raise ConfigError(str(path), "holds no event log", "record one with `colocate serve --event-log DIR`")
-    return max([_replay_one(log) for log in logs])
+    if not logs:
+        raise ConfigError(str(path), "holds no event log", remedy)
+    return logs
 
 
-def _replay_one(log: Path) -> int:
-    result = replay(log)
+def torn_text(num_bytes: int) -> str:
+    """Behind a count of what was read; empty where nothing was cut off."""
+    return f"; the last record was cut off, as a crash leaves it: {num_bytes} bytes left out" if num_bytes else ""
+
+
+def _replay_one(log: Path, check: bool) -> int:
+    try:
+        result = replay(log, check=check)
+    except InvariantError as error:
+        print(f"{log}: BROKEN {error}")
+        return 1
     span_s = (result.last_ns - result.first_ns) / 1e9
     counts = f"{result.num_events} events, {result.num_commands} commands over {span_s:.1f} s"
     if result.difference is None:
-        print(f"{log}: equal ({counts})")
+        held = ", every invariant held" if check else ""
+        print(f"{log}: equal ({counts}){held}{torn_text(result.num_torn_bytes)}")
         return 0
     _show_difference(log, result)
     return 1

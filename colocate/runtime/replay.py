@@ -9,6 +9,7 @@ import msgspec
 
 from colocate.core.engine import Engine
 from colocate.core.invariants import check_invariants
+from colocate.errors import InvariantError
 from colocate.telemetry.event_log import LogHeader, LogRecord, read_event_log
 
 
@@ -30,12 +31,13 @@ class ReplayResult:
     first_ns: int
     last_ns: int
     difference: Difference | None
+    num_torn_bytes: int = 0  # of a last record that a crash cut off; 0 where a difference ended the replay before it
 
 
 def replay(path: Path, *, check: bool = False) -> ReplayResult:
     """Stops at the first difference. `check` also runs the invariants after every event (slow).
 
-    Raises ConfigError for a file that is no log, InvariantError where `check` finds one broken.
+    Raises ConfigError for a file that is no log, InvariantError naming the event where one is found broken.
     """
     header, records = read_event_log(path)
     engine = Engine(header.settings)
@@ -43,9 +45,12 @@ def replay(path: Path, *, check: bool = False) -> ReplayResult:
     encode = msgspec.msgpack.Encoder().encode
     num_events = num_commands = first_ns = last_ns = 0
     for index, record in enumerate(records):
-        commands = engine.handle(record.event, record.now_ns)
-        if check:
-            check_invariants(engine)
+        try:
+            commands = engine.handle(record.event, record.now_ns)
+            if check:
+                check_invariants(engine)
+        except InvariantError as error:
+            raise InvariantError(f"after event {index}, {type(record.event).__name__}: {error}") from error
         num_events += 1
         num_commands += len(commands)
         first_ns = first_ns or record.now_ns
@@ -56,4 +61,4 @@ def replay(path: Path, *, check: bool = False) -> ReplayResult:
                 index, record, msgspec.msgpack.decode(record.commands), msgspec.msgpack.decode(replayed)
             )
             return ReplayResult(header, num_events, num_commands, first_ns, last_ns, difference)
-    return ReplayResult(header, num_events, num_commands, first_ns, last_ns, None)
+    return ReplayResult(header, num_events, num_commands, first_ns, last_ns, None, records.num_torn_bytes)

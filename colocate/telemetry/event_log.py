@@ -62,16 +62,41 @@ class EventLogWriter:
         self._file.write(payload)
 
 
-def read_event_log(path: Path) -> tuple[LogHeader, Iterator[LogRecord]]:
-    """The header, and the records in order. A torn last record, as a crash leaves it, ends the log without an error.
+class LogRecords:
+    """The records of one log in order, read once. A torn last record, as a crash leaves it, ends them."""
 
-    Raises ConfigError where the file is no event log or one of another version.
-    """
+    def __init__(self, path: Path, frames: _Frames) -> None:
+        self._path = path
+        self._frames = frames
+        self._decode = msgspec.msgpack.Decoder(LogRecord).decode
+
+    def __iter__(self) -> Iterator[LogRecord]:
+        return self
+
+    def __next__(self) -> LogRecord:
+        """Raises ConfigError where a whole record holds something else."""
+        frame = next(self._frames)
+        try:
+            return self._decode(frame)
+        except msgspec.MsgspecError as error:
+            problem = f"a record is damaged: {error}"
+            remedy = "the file was changed after it was written: take the original, or record the run again"
+            raise ConfigError(str(self._path), problem, remedy) from error
+
+    @property
+    def num_torn_bytes(self) -> int:
+        """What stands behind the last whole record. Only known once all were read; until then, what is left."""
+        return self._frames.num_left
+
+
+def read_event_log(path: Path) -> tuple[LogHeader, LogRecords]:
+    """The header and the records. Raises ConfigError where the file is no event log or one of another version."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(str(path), f"cannot read the event log: {error.strerror}") from error
-    frames = _frames(data)
+        problem, remedy = f"cannot read the event log: {error.strerror}", "name a file that `serve --event-log` wrote"
+        raise ConfigError(str(path), problem, remedy) from error
+    frames = _Frames(data)
     try:
         header = msgspec.msgpack.decode(next(frames, b""), type=LogHeader)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
@@ -87,34 +112,38 @@ def read_event_log(path: Path) -> tuple[LogHeader, Iterator[LogRecord]]:
             f"log version {header.version}, this program reads {LOG_VERSION}",
             "use the version that wrote it",
         )
-    decoder = msgspec.msgpack.Decoder(LogRecord)
-    return header, (_decode(path, decoder, frame) for frame in frames)
+    return header, LogRecords(path, frames)
 
 
-def _decode(path: Path, decoder: msgspec.msgpack.Decoder[LogRecord], frame: bytes) -> LogRecord:
-    try:
-        return decoder.decode(frame)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(
-            str(path), f"a record is damaged: {error}", "the file was changed after it was written"
-        ) from error
+class _Frames:
+    """The whole values of a log's bytes, without their heads."""
 
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._offset = 0
 
-def _frames(data: bytes) -> Iterator[bytes]:
-    offset = 0
-    while offset + 5 <= len(data):
-        marker, length = struct.unpack_from(">BI", data, offset)
-        end = offset + 5 + length
-        if marker != BIN32 or end > len(data):
-            return
-        yield data[offset + 5 : end]
-        offset = end
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        data, start = self._data, self._offset + 5
+        if start > len(data):
+            raise StopIteration
+        marker, length = struct.unpack_from(">BI", data, self._offset)
+        if marker != BIN32 or start + length > len(data):
+            raise StopIteration
+        self._offset = start + length
+        return data[start : self._offset]
+
+    @property
+    def num_left(self) -> int:
+        return len(self._data) - self._offset
 
 
 def _version_of(data: bytes) -> int | None:
     """The version of a header whose other fields have changed since."""
     try:
-        header = msgspec.msgpack.decode(next(_frames(data), b""))
+        header = msgspec.msgpack.decode(next(_Frames(data), b""))
     except msgspec.DecodeError:
         return None
     version = header.get("version") if isinstance(header, dict) else None
