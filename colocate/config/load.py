@@ -58,9 +58,10 @@ def _from_file(file: Path) -> dict[str, object]:
             str(file), f"cannot be read: {error.strerror}", "name an existing file with --config"
         ) from None
     except UnicodeDecodeError:
-        raise ConfigError(str(file), "is not UTF-8 text") from None
+        raise ConfigError(str(file), "is not UTF-8 text", "save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise ConfigError(str(file), f"is not valid YAML: {' '.join(str(error).split())}") from None
+        problem = f"is not valid YAML: {' '.join(str(error).split())}"
+        raise ConfigError(str(file), problem, "write lines such as `port: 8000`") from None
     if document is None:
         return {}
     if not isinstance(document, dict):

@@ -132,15 +132,24 @@ def load_profile(path: Path) -> DeviceProfile:
         raise ConfigError(f"{path}: version", problem, "measure again with `colocate profile`")
     units = [share.units for share in profile.shares]
     if units != sorted(set(units)):
-        raise ConfigError(f"{path}: shares", "must ascend in `units` without repetition")
+        problem = f"must ascend in `units` without repetition, are {', '.join(map(str, units))}"
+        raise ConfigError(f"{path}: shares", problem, "sort them and keep one of each")
     if units[-1] > profile.units:
-        raise ConfigError(f"{path}: shares", f"name {units[-1]} units of a device that has {profile.units}")
+        problem = f"name {units[-1]} units of a device that has {profile.units}"
+        remedy = f"drop the shares over {profile.units}, or give the device's own `units`"
+        raise ConfigError(f"{path}: shares", problem, remedy)
     return profile
 
 
-def check_profile_fits(profile: DeviceProfile, where: str, units: int, device: str | None, model: str | None) -> None:
+def check_profile_fits(
+    profile: DeviceProfile,
+    where: str,
+    units: int,
+    device: str | None,
+    model: str | None,
+    remedy: str = "measure this one with `colocate profile`, or drop the option",
+) -> None:
     """Refuse a profile of another device or model. None skips that check. Raises ConfigError."""
-    remedy = "measure this one with `colocate profile`, or drop the option"
     if profile.units != units:
         raise ConfigError(where, f"is for a device of {profile.units} units, this one has {units}", remedy)
     if device is not None and profile.name != device:

@@ -160,5 +160,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(str(path), f"not JSON: {error}", "download the file again") from None
     if not isinstance(value, dict):
-        raise ConfigError(str(path), "expected a JSON object")
+        raise ConfigError(str(path), "expected a JSON object", "download the file again")
     return value

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from colocate.errors import ConfigError
-from colocate.model.json_fields import JsonFields, read_json
+from colocate.model.json_fields import DOWNLOAD_AGAIN, JsonFields, read_json
 from colocate.model.rope_config import RopeConfig, parse_rope
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2}
@@ -132,9 +132,10 @@ def load_model_config(model_dir: Path) -> ModelConfig:
     hidden_size = fields.integer("hidden_size")
     head_dim = fields.integer("head_dim", family.default_head_dim or hidden_size // num_heads or 1)
     if num_heads % num_kv_heads:
-        raise ConfigError(f"{path}: num_key_value_heads", f"{num_kv_heads} does not divide {num_heads} heads")
+        problem = f"{num_kv_heads} does not divide {num_heads} heads"
+        raise ConfigError(f"{path}: num_key_value_heads", problem, DOWNLOAD_AGAIN)
     if head_dim % 2:
-        raise ConfigError(f"{path}: head_dim", f"must be even for rotary embeddings, is {head_dim}")
+        raise ConfigError(f"{path}: head_dim", f"must be even for rotary embeddings, is {head_dim}", DOWNLOAD_AGAIN)
     num_layers = fields.integer("num_hidden_layers")
     max_position_embeddings = fields.integer("max_position_embeddings", 2048)
     attention_bias = fields.flag("attention_bias")
@@ -163,7 +164,8 @@ def load_model_config(model_dir: Path) -> ModelConfig:
 def _family_of(fields: JsonFields) -> tuple[str, _Family]:
     names = fields.values.get("architectures")
     if not isinstance(names, list) or len(names) != 1:
-        raise ConfigError(f"{fields.where}: architectures", f"must name exactly one architecture, is {names!r}")
+        problem = f"must name exactly one architecture, is {names!r}"
+        raise ConfigError(f"{fields.where}: architectures", problem, f"supported: {', '.join(_FAMILIES)}")
     family = _FAMILIES.get(str(names[0]))
     if family is None:
         raise ConfigError(
@@ -190,17 +192,19 @@ def _sliding_windows(fields: JsonFields, family: _Family, num_layers: int) -> tu
         window = fields.integer("sliding_window")
     if window is None:
         if "sliding_attention" in layer_types:
-            raise ConfigError(f"{fields.where}: layer_types", "sliding_attention needs a sliding_window in use")
+            problem = "sliding_attention needs a sliding_window in use"
+            raise ConfigError(f"{fields.where}: layer_types", problem, DOWNLOAD_AGAIN)
         return (None,) * num_layers
     if family.window == "always":
         if "full_attention" in layer_types:
-            raise ConfigError(f"{fields.where}: layer_types", "this family slides in every layer, not in some")
+            problem = "this family slides in every layer, not in some"
+            raise ConfigError(f"{fields.where}: layer_types", problem, DOWNLOAD_AGAIN)
         return (window,) * num_layers
     if layer_types:
         return tuple(window if name == "sliding_attention" else None for name in layer_types)
     first = fields.values.get("max_window_layers", 28)
     if not isinstance(first, int) or first < 0:
-        raise ConfigError(f"{fields.where}: max_window_layers", f"must be an integer, is {first!r}")
+        raise ConfigError(f"{fields.where}: max_window_layers", f"must be an integer, is {first!r}", DOWNLOAD_AGAIN)
     return tuple(window if layer >= first else None for layer in range(num_layers))
 
 
@@ -210,10 +214,11 @@ def _layer_types(fields: JsonFields, num_layers: int) -> list[str]:
     if value is None:
         return []
     if not isinstance(value, list) or len(value) != num_layers:
-        raise ConfigError(f"{fields.where}: layer_types", f"must list {num_layers} layer types")
+        raise ConfigError(f"{fields.where}: layer_types", f"must list {num_layers} layer types", DOWNLOAD_AGAIN)
     for name in value:
         if name not in ("full_attention", "sliding_attention"):
-            raise ConfigError(f"{fields.where}: layer_types", f"{name!r} is not supported")
+            remedy = "a model of full_attention and sliding_attention layers"
+            raise ConfigError(f"{fields.where}: layer_types", f"{name!r} is not supported", remedy)
     return value
 
 
@@ -227,5 +232,7 @@ def _eos_token_ids(model_dir: Path, fields: JsonFields) -> tuple[int, ...]:
         return ()
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
-        raise ConfigError(f"{where}: eos_token_id", f"must be a token id or a list of them, is {value!r}")
+        raise ConfigError(
+            f"{where}: eos_token_id", f"must be a token id or a list of them, is {value!r}", DOWNLOAD_AGAIN
+        )
     return tuple(ids)

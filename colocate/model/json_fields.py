@@ -10,6 +10,8 @@ from typing import Any
 
 from colocate.errors import ConfigError
 
+DOWNLOAD_AGAIN = "the file is damaged or was changed: download the model again"
+
 
 @dataclass(frozen=True, slots=True)
 class JsonFields:
@@ -23,7 +25,7 @@ class JsonFields:
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{self.where}: {key}", f"must be a positive integer, is {value!r}")
+            raise ConfigError(f"{self.where}: {key}", f"must be a positive integer, is {value!r}", DOWNLOAD_AGAIN)
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -31,7 +33,7 @@ class JsonFields:
         if value is None and default is not None:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise ConfigError(f"{self.where}: {key}", f"must be a positive number, is {value!r}")
+            raise ConfigError(f"{self.where}: {key}", f"must be a positive number, is {value!r}", DOWNLOAD_AGAIN)
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -39,7 +41,7 @@ class JsonFields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.where}: {key}", f"must be true or false, is {value!r}")
+            raise ConfigError(f"{self.where}: {key}", f"must be true or false, is {value!r}", DOWNLOAD_AGAIN)
         return value
 
 
@@ -51,5 +53,5 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(str(path), f"cannot be read: {error}", "download the model again") from None
     if not isinstance(value, dict):
-        raise ConfigError(str(path), "must hold a JSON object")
+        raise ConfigError(str(path), "must hold a JSON object", DOWNLOAD_AGAIN)
     return value

@@ -42,23 +42,26 @@ _ROPE_KEYS: Mapping[RopeType, frozenset[str]] = {
 }  # fmt: skip
 _ROPE_COMMON_KEYS = frozenset({"type", "rope_type", "rope_theta", "partial_rotary_factor"})
 
+_OTHER = "serve a model whose config.json asks for none of this"
+
 
 def parse_rope(fields: JsonFields, max_position_embeddings: int) -> RopeConfig:
     """Both spellings: `rope_parameters` (transformers 5) and `rope_theta` beside `rope_scaling` (before)."""
     key = "rope_parameters" if fields.values.get("rope_parameters") else "rope_scaling"
     values = fields.values.get(key) or {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{fields.where}: {key}", f"must be an object, is {values!r}")
+        raise ConfigError(f"{fields.where}: {key}", f"must be an object, is {values!r}", _OTHER)
     rope = JsonFields(f"{fields.where}: {key}", values)
     if any(isinstance(value, dict) for value in values.values()):
-        raise ConfigError(rope.where, "rope parameters per layer type are not supported")
+        raise ConfigError(rope.where, "rope parameters per layer type are not supported", _OTHER)
     rope_type = _type_of(rope)
     unknown = sorted(key for key, value in values.items() if value is not None and key not in _ROPE_COMMON_KEYS)
     unknown = [name for name in unknown if name not in _ROPE_KEYS[rope_type] and rope_type != "default"]
     if unknown:
-        raise ConfigError(f"{rope.where}.{unknown[0]}", f"is not supported with rope type {rope_type!r}")
+        raise ConfigError(f"{rope.where}.{unknown[0]}", f"is not supported with rope type {rope_type!r}", _OTHER)
     if values.get("partial_rotary_factor") not in (None, 1.0):
-        raise ConfigError(f"{rope.where}.partial_rotary_factor", "partial rotary embeddings are not supported")
+        problem = "partial rotary embeddings are not supported"
+        raise ConfigError(f"{rope.where}.partial_rotary_factor", problem, _OTHER)
     theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
     if rope_type == "default":
         return RopeConfig(theta=theta)

@@ -39,7 +39,8 @@ def _refusal(host: str, port: int, error: OSError) -> ConfigError:
         return ConfigError("port", f"no permission to listen on {host}:{port}", "choose a --port of 1024 or above")
     if error.errno == errno.EADDRNOTAVAIL:
         return ConfigError("host", f"{host} is not an address of this machine", "use 127.0.0.1 or 0.0.0.0")
-    return ConfigError("port", f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}")
+    problem = f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
+    return ConfigError("port", problem, "choose another --host or --port")
 
 
 def url_of(listener: socket.socket) -> str:

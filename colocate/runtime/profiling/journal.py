@@ -126,7 +126,7 @@ def read_journal(path: Path) -> tuple[Header, list[Visit], int]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}", "name another --out, or remove it") from None
     num_bytes = data.rfind(b"\n") + 1
     lines = data[:num_bytes].splitlines()
     try:

@@ -48,7 +48,7 @@ def plot_profile(profile: DeviceProfile, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
     except OSError as error:
-        raise ConfigError("plot", f"{path} cannot be written: {error.strerror}") from None
+        raise ConfigError("plot", f"{path} cannot be written: {error.strerror}", "name a writable file") from None
 
 
 def _draw_latency(axes: Axes, profile: DeviceProfile, phase: Phase) -> None:

@@ -78,8 +78,8 @@ def show_profile(profile: DeviceProfile, console: Console) -> None:
         console.print(_contention_table(profile))
     if profile.noise.sigma:
         noise = profile.noise
-        tail = f"{noise.tail_probability:.2%} of the repeats take {noise.tail_factor:.1f} times as long"
-        console.print(f"noise of repeats: sigma {noise.sigma:.1%}; {tail}")
+        tail = f"; {noise.tail_probability:.2%} of the repeats take {noise.tail_factor:.1f} times as long"
+        console.print(f"noise of repeats: sigma {noise.sigma:.1%}{tail if noise.tail_probability else ''}")
     if profile.errors:
         console.print("[bold]error on held-out states: |predicted - measured| / measured[/]")
         console.print(_error_table(profile.errors))
