@@ -22,7 +22,6 @@ TokenId: TypeAlias = int
 class Role(StrEnum):
     """The processes of one runtime, as they are named in messages, logs, metrics and `/state`."""
 
-    SUPERVISOR = "supervisor"
     FRONTEND = "frontend"
     KEEPER = "keeper"
     ENGINE = "engine"

@@ -251,6 +251,7 @@ class ScriptedEngine:
             blocks_cached=20 if self.script.num_cached_tokens else 0,
             prefix_queries_total=400,
             prefix_hits_total=300,
+            prefix_evictions_total=7,
             discipline="edf",
             candidates=["p2d1"],
             best_static="p2d1",

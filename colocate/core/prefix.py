@@ -52,15 +52,14 @@ class PrefixMatch(NamedTuple):
 
 
 class PrefixTree:
-    """Owned by the engine. `num_queries` and `num_hits` count tokens asked for and found by `acquire`."""
+    """Owned by the engine. `num_queries` and `num_hits` count tokens asked for and found by `acquire`, `num_evicted`
+    blocks that `evict` forgot."""
 
     __slots__ = (
         "_life",
         "_line",
-        "_now_ns",
         "_pool",
         "_roots",
-        "last_evicted_idle_ns",
         "num_evicted",
         "num_hits",
         "num_nodes",
@@ -72,12 +71,10 @@ class PrefixTree:
         self._roots: dict[str, dict[BlockTokens, PrefixNode]] = {}
         self._line: OrderedDict[PrefixNode, None] = OrderedDict()  # nobody pins these; least recently used first
         self._life = 0
-        self._now_ns = 0
         self.num_nodes = 0
         self.num_queries = 0
         self.num_hits = 0
         self.num_evicted = 0
-        self.last_evicted_idle_ns = 0  # how long the last evicted block was of no use: short means the pool is small
 
     @property
     def num_evictable(self) -> int:
@@ -93,7 +90,6 @@ class PrefixTree:
 
         The caller gives the blocks back to the pool itself, and the pins with `release`.
         """
-        self._now_ns = now_ns
         node: PrefixNode | None = None
         blocks: list[BlockId] = []
         for node in self._walk(salt, token_ids, max_tokens):
@@ -124,7 +120,6 @@ class PrefixTree:
         is proven to be written. Where an equal node stands already (another request computed the same), it is pinned
         instead and the caller's own block stays private. Returns the node to hold from now on. O(new blocks).
         """
-        self._now_ns = now_ns
         if node is not None and node.life != self._life:
             return node  # its path was forgotten: what hangs below an untrusted block is not trusted either
         size = self._pool.block_size
@@ -145,7 +140,6 @@ class PrefixTree:
 
     def release(self, node: PrefixNode | None, now_ns: int) -> None:
         """Unpin a path. None, and a node that `clear` detached, are ignored."""
-        self._now_ns = now_ns
         if node is None or node.life != self._life:
             return
         up: PrefixNode | None = node
@@ -174,7 +168,6 @@ class PrefixTree:
             self._pool.release((node.block,))
             self.num_nodes -= 1
             self.num_evicted += 1
-            self.last_evicted_idle_ns = self._now_ns - node.last_used_ns
         return num_freed
 
     def clear(self) -> None:
@@ -195,16 +188,6 @@ class PrefixTree:
     def blocks(self) -> Iterator[BlockId]:
         """Every block that the tree holds, in no order."""
         return (node.block for node in self._nodes())
-
-    def statistics(self) -> dict[str, int]:
-        return {
-            "prefix_nodes": self.num_nodes,
-            "prefix_evictable": self.num_evictable,
-            "prefix_queries": self.num_queries,
-            "prefix_hits": self.num_hits,
-            "prefix_evicted": self.num_evicted,
-            "prefix_evicted_idle_ns": self.last_evicted_idle_ns,
-        }
 
     def check(self) -> None:
         """Raises InvariantError where a rule of this file is broken. O(nodes)."""

@@ -42,7 +42,6 @@ class EngineSettings(Struct, frozen=True):
     default_slo_class: str = ""  # empty: the first class, or none
     max_slice_ms: float = 20.0
     latency: DeviceProfile | None = None  # without its samples; None: nothing can be predicted
-    seed: int = 0
 
     def plan_table(self) -> PlanTable:
         return build_plan_table(self.total_units, self.unit_granularity)

@@ -43,6 +43,7 @@ def snapshot(engine: Engine, query_id: int) -> EngineState:
         blocks_cached=memory.tree.num_evictable,
         prefix_queries_total=memory.tree.num_queries,
         prefix_hits_total=memory.tree.num_hits,
+        prefix_evictions_total=memory.tree.num_evicted,
         discipline=engine.settings.discipline,
         candidates=list(controller.candidates),
         best_static=controller.best_static,

@@ -164,6 +164,8 @@ class ColocateCollector(Collector):
             "colocate_prefix_cache_queries", "Prompt tokens looked up in the prefix tree.", [(label, queries)]
         )
         yield counter("colocate_prefix_cache_hits", "Prompt tokens found there.", [(label, hits)])
+        what = "Blocks of the prefix tree given up to make room."
+        yield counter("colocate_prefix_cache_evictions", what, [(label, state.prefix_evictions_total)])
 
     def _controller(self, state: EngineState) -> Iterator[Metric]:
         plan = state.plan

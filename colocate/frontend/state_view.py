@@ -77,6 +77,7 @@ def state_view(
             "queries": state.prefix_queries_total,
             "hits": state.prefix_hits_total,
             "hit_rate": hit_rate(state),
+            "evictions": state.prefix_evictions_total,
         },
         "latency_model": {
             "source": state.latency_source,

@@ -166,6 +166,7 @@ class EngineState(Struct, frozen=True, tag=True):
     blocks_cached: int = 0  # in the prefix tree and referenced by no request: free as soon as somebody needs them
     prefix_queries_total: int = 0  # prompt tokens looked up in the prefix tree
     prefix_hits_total: int = 0  # of those, found
+    prefix_evictions_total: int = 0  # blocks of the prefix tree given up to make room
     discipline: str = "fcfs"
     candidates: list[str] = []  # plans the policy may choose from
     best_static: str = ""

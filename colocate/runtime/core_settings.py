@@ -34,7 +34,6 @@ def core_settings(config: ServeConfig, facts: RuntimeFacts, last_plan_seq: int =
         latency=facts.latency,
         candidates=facts.candidates,
         best_static=facts.best_static,
-        seed=config.model.seed,
     )
     settings.check()
     return settings

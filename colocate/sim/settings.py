@@ -64,7 +64,10 @@ def engine_settings(settings: SimSettings) -> EngineSettings:
         problem = f"profile {profile.name!r} does not say how many tokens of KV its device holds"
         raise ConfigError("kv_tokens", problem, "give --kv-tokens")
     if kv_tokens < settings.block_size:
-        raise ConfigError("kv_tokens", f"{kv_tokens} tokens are less than one block of {settings.block_size}")
+        problem = f"{kv_tokens} tokens are less than one block of {settings.block_size}"
+        raise ConfigError(
+            "kv_tokens", problem, f"give --kv-tokens {settings.block_size} or more, or a smaller --block-size"
+        )
     believed = settings.latency_profile or profile
     if believed.units != profile.units:
         problem = f"is for {believed.units} units, the simulated device has {profile.units}"
@@ -90,7 +93,6 @@ def engine_settings(settings: SimSettings) -> EngineSettings:
         default_slo_class=settings.default_slo_class,
         max_slice_ms=settings.max_slice_ms,
         latency=bend(believed, settings.prediction_error, settings.seed),
-        seed=settings.seed,
     )
     core.check()
     return core

@@ -42,6 +42,7 @@ ISSUE_METRICS = {
     "colocate_worker_restarts": "counter",
     "colocate_prefix_cache_queries": "counter",
     "colocate_prefix_cache_hits": "counter",
+    "colocate_prefix_cache_evictions": "counter",
     "colocate_kv_blocks": "gauge",
     "colocate_plan_units": "gauge",
     "colocate_plan_in_force": "gauge",
@@ -300,7 +301,7 @@ class TestState:
         assert state["candidates"] == ["p2d1"] and state["best_static"] == "p2d1" and state["pinned"] is None
         assert state["guards"] == {"dwell": 3, "hysteresis": 0} and state["discipline"] == "edf"
         assert state["shadow"] == {"policy": "slo", "wants": "shared", "agreement": 0.75, "switches": 4}
-        assert state["prefix_cache"] == {"queries": 400, "hits": 300, "hit_rate": 0.75}
+        assert state["prefix_cache"] == {"queries": 400, "hits": 300, "hit_rate": 0.75, "evictions": 7}
         assert state["latency_model"] == {"source": "scripted", "error": {"prefill": 0.05, "decode": 0.1}}
         assert state["kv"]["blocks_cached"] == 20 and state["set_aside"] == 2
         assert state["slo"] == {"classes": [], "default": None}
@@ -356,6 +357,7 @@ class TestMetrics:
         for prefix in ("colocate_", "vllm:"):
             assert value(families, f"{prefix}prefix_cache_queries_total") == 400
             assert value(families, f"{prefix}prefix_cache_hits_total") == 300
+        assert value(families, "colocate_prefix_cache_evictions_total") == 7
         assert value(families, "colocate_kv_cache_usage_ratio") == value(families, "vllm:kv_cache_usage_perc") == 0
         assert value(families, "colocate_kv_blocks", state="cached") == 20
         assert value(families, "vllm:cache_config_info", enable_prefix_caching="True") == 1

@@ -152,15 +152,6 @@ def test_a_block_that_somebody_still_holds_is_forgotten_but_not_counted_as_freed
     assert world.pool.ref_count(table[0]) == 1
 
 
-def test_how_long_an_evicted_block_was_idle_is_told() -> None:
-    world = World()
-    world.run(sequence(1))
-    world.now_ns = 100
-    world.run(sequence(2))
-    world.tree.evict(1)
-    assert world.tree.statistics()["prefix_evicted_idle_ns"] == world.now_ns - 3
-
-
 def test_clear_forgets_pinned_paths_too_and_makes_their_release_harmless() -> None:
     world = World()
     held = world.start(sequence(1, 2))
