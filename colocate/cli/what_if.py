@@ -11,13 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from colocate.cli.plan_table import PRIOR
+from colocate.cli.replay import logs_at, torn_text
 from colocate.config.profile import load_profile
 from colocate.config.serve import Mode
+from colocate.core.latency import LatencyModel
 from colocate.core.plan import build_plan_table
+from colocate.core.policy.choose import choose_policy
 from colocate.errors import ConfigError
 from colocate.runtime.plan_source import PlanSource
 from colocate.sim.records import Summary
-from colocate.sim.settings import SimSettings
+from colocate.sim.settings import SimSettings, engine_settings
 from colocate.sim.what_if import LoggedRun, read_logged_run, settings_of, simulate_logged
 
 
@@ -43,12 +46,14 @@ class Arm:
 
 def run_what_if(path: Path, ask: WhatIf) -> int:
     """Print the logged run, the same simulated, and the other policy simulated. Raises ConfigError."""
-    logs = sorted(path.glob("*.log")) if path.is_dir() else [path]
+    logs = logs_at(path)
     if len(logs) != 1:
         raise ConfigError(str(path), f"holds {len(logs)} event logs", "name one of them")
     run = read_logged_run(logs[0])
     as_logged = settings_of(run, logs[0], load_profile(ask.profile) if ask.profile is not None else None)
     other = _other(as_logged, ask)
+    if ask.policy is not None:
+        _check_policy(other, ask.policy)
     arms = [Arm(f"logged: {_name(as_logged)}", run.summary(), run.num_switches)]
     for title, settings in (("simulated", as_logged), ("what if", other)):
         result = simulate_logged(run, settings)
@@ -59,12 +64,21 @@ def run_what_if(path: Path, ask: WhatIf) -> int:
     return 0
 
 
+def _check_policy(settings: SimSettings, word: str) -> None:
+    """Resolve it as the engine will, and blame the option that named it. Raises ConfigError."""
+    core = engine_settings(settings)
+    model = None if core.latency is None else LatencyModel(core.latency)
+    choose_policy(core, word, core.plan_table(), model, "policy")
+
+
 def _other(settings: SimSettings, ask: WhatIf) -> SimSettings:
     mode = _mode(ask.mode) or ("colocated" if ask.policy is not None else settings.mode)
     plan = ask.policy or ("shared" if mode != "colocated" else settings.plan)
     other = replace(settings, mode=mode, plan=plan, shadow=None)  # it serves nothing, and a mode may not allow it
     if ask.plans is None:
         return other
+    if mode != "colocated":
+        raise ConfigError("--plans", f"mode {mode!r} runs no partition", "drop --plans")
     profile = settings.profile
     table = build_plan_table(profile.units, profile.granularity)
     choice, _ = PlanSource(ask.plans, table, profile.name, profile.model).read()
@@ -87,7 +101,8 @@ def _show(run: LoggedRun, settings: SimSettings, arms: list[Arm]) -> None:
     if not settings.profile.is_measured:
         console.print(PRIOR, style="bold red")
     left_out = f" ({run.left_out} without an answer left out)" if run.left_out else ""
-    console.print(f"{len(run.requests)} requests{left_out} over {run.duration_s:.1f} s, device {settings.profile.name}")
+    load = f"{len(run.requests)} requests{left_out} over {run.duration_s:.1f} s, device {settings.profile.name}"
+    console.print(load + torn_text(run.num_torn_bytes))
     console.print("logged against simulated is the simulator's error; compare the simulated columns with each other\n")
     table = Table(box=None, pad_edge=False)
     table.add_column("")

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from colocate.messages.client import Submit
 from colocate.messages.sampling import SamplingParams
 from colocate.types import RequestId, TokenId
 from colocate.workload.prompts import PromptLayout, plain_tokens
 from colocate.workload.rows import WorkloadRow
+
+
+class OwnTargets(NamedTuple):
+    """Seconds, as in `Submit`; None goes by the class."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    itl_s: float | None = None
+
+
+NO_OWN_TARGETS = OwnTargets()
 
 
 class Load(Protocol):
@@ -32,6 +43,10 @@ class Load(Protocol):
 
     def lengths(self, index: int) -> tuple[int, int, str]:
         """Prompt tokens, output tokens and SLO class."""
+        ...
+
+    def own_targets(self, index: int) -> OwnTargets:
+        """What the request asks for itself, over what its class promises."""
         ...
 
 
@@ -63,3 +78,6 @@ class WorkloadLoad:
     def lengths(self, index: int) -> tuple[int, int, str]:
         row = self._rows[index]
         return row.prompt_tokens, row.output_tokens, row.slo_class
+
+    def own_targets(self, index: int) -> OwnTargets:
+        return NO_OWN_TARGETS

@@ -34,6 +34,7 @@ class RequestRecord(Struct, frozen=True):
     preemptions: int = 0
     itl_p99_s: float | None = None  # 99th percentile of its gaps; None where it has none, or never ended
     rejected: bool = False
+    slo: SloClass | None = None  # what it was promised where it brought targets of its own; None: what its class says
 
     @property
     def ttft_s(self) -> float | None:
@@ -127,14 +128,15 @@ def summarise(
     *,
     warm_up_s: float = 0.0,
 ) -> Summary:
-    """Figures over the requests that arrived after `warm_up_s`, per second of the rest of the load."""
+    """Figures over the requests that arrived after `warm_up_s`, per second of the rest of the load. A request with
+    targets of its own is judged by those, and counts for its class."""
     counted = [record for record in records if record.arrival_s >= warm_up_s]
     duration_s = max(duration_s - warm_up_s, 1e-9)
     slos = slo_by_name(classes, default_class)
     good: dict[str, int] = {}
     offered: dict[str, int] = {}
     for record in counted:
-        slo = slos.get(record.slo_class, slos[""])
+        slo = record.slo or slos.get(record.slo_class, slos[""])
         offered[slo.name] = offered.get(slo.name, 0) + 1
         good[slo.name] = good.get(slo.name, 0) + record.is_good(slo)
     num_good = sum(good.values())

@@ -9,13 +9,14 @@ from itertools import zip_longest
 from pathlib import Path
 
 from colocate import __version__
+from colocate.config.slo import SloClass
 from colocate.core.settings import EngineSettings
 from colocate.core.snapshot import snapshot
 from colocate.errors import ConfigError
 from colocate.messages.client import EngineState, OutputItem, Rejected
 from colocate.sim.clock import START_NS, VirtualClock
 from colocate.sim.give_up import GiveUp
-from colocate.sim.load import Load, WorkloadLoad
+from colocate.sim.load import NO_OWN_TARGETS, Load, WorkloadLoad
 from colocate.sim.records import RequestRecord, SimResult, itl_p99, slo_by_name, summarise
 from colocate.sim.replica import Replica
 from colocate.sim.settings import SimSettings, engine_settings
@@ -125,6 +126,7 @@ class Run:
         self._choose = choose
         self._clock = VirtualClock()
         num_offered = len(self._arrivals_s)
+        self._slos = slo_by_name(settings.slo_classes, settings.default_slo_class)
         self._clients = _Clients([_Heard() for _ in range(num_offered)], num_offered, [0] * len(replicas))
         core = engine_settings(settings)
         self._logs = [_open_log(path, core) for path in logs]
@@ -135,9 +137,8 @@ class Run:
 
     def give_up_after(self, most_misses: int) -> None:
         """End the run once more requests than that have missed their SLO."""
-        slos = slo_by_name(self._settings.slo_classes, self._settings.default_slo_class)
         lengths = [self._load.lengths(index) for index in range(len(self._arrivals_s))]
-        classes = [slos.get(slo_class, slos[""]) for _, _, slo_class in lengths]
+        classes = [self._promised(index) for index in range(len(lengths))]
         clients = self._clients
         clients.arrivals_s = self._arrivals_s
         clients.num_output_tokens = [num_output_tokens for _, num_output_tokens, _ in lengths]
@@ -183,6 +184,11 @@ class Run:
         if index + 1 < len(self._arrivals_s):
             self._clock.at(self._arrival_ns(index + 1), self._arrive, index + 1)
 
+    def _promised(self, index: int) -> SloClass:
+        _, _, slo_class = self._load.lengths(index)
+        slo = self._slos.get(slo_class, self._slos[""])
+        return slo.with_targets(*self._load.own_targets(index))
+
     def _record(self, index: int) -> RequestRecord:
         heard = self._clients.heard_of[index]
         prompt_tokens, max_tokens, slo_class = self._load.lengths(index)
@@ -202,6 +208,7 @@ class Run:
             preemptions=request.num_preemptions if request is not None else heard.num_preemptions,
             itl_p99_s=self._itl_p99_s(index),
             rejected=heard.is_rejected,
+            slo=self._promised(index) if self._load.own_targets(index) != NO_OWN_TARGETS else None,
         )
 
     def _itl_p99_s(self, index: int) -> float | None:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import msgspec
 
-from colocate.config.profile import DeviceProfile
+from colocate.config.profile import DeviceProfile, check_profile_fits
+from colocate.config.slo import SloClass
 from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
 from colocate.errors import ConfigError
 from colocate.messages.client import Abort, OutputItem, Outputs, Rejected, RequestTimes, Submit
-from colocate.sim.records import RequestRecord, SimResult, Summary, itl_p99, summarise
+from colocate.sim.load import NO_OWN_TARGETS, OwnTargets
+from colocate.sim.records import RequestRecord, SimResult, Summary, itl_p99, slo_by_name, summarise
 from colocate.sim.run import Run
 from colocate.sim.settings import SimSettings
 from colocate.telemetry.event_log import LogRecord, read_event_log
@@ -37,6 +39,10 @@ class _Logged:
     is_rejected: bool = False
     is_aborted: bool = False
 
+    @property
+    def own_targets(self) -> OwnTargets:
+        return OwnTargets(self.submit.ttft_s, self.submit.tpot_s, self.submit.itl_s)
+
 
 @dataclass(frozen=True, slots=True)
 class LoggedRun:
@@ -47,6 +53,7 @@ class LoggedRun:
     left_out: int
     num_switches: int
     start_ns: int
+    num_torn_bytes: int  # of a last record that a crash cut off
 
     @property
     def duration_s(self) -> float:
@@ -61,7 +68,7 @@ class LoggedRun:
         return summarise(records, self.duration_s, self.settings.slo_classes, self.settings.default_slo_class)
 
     def _record(self, index: int, request: _Logged) -> RequestRecord:
-        first, last = request.first, request.last
+        first, last, own = request.first, request.last, request.own_targets
         return RequestRecord(
             request_id=index + 1,
             arrival_s=self._after_start(request.submit.arrival_ns) or 0.0,
@@ -76,7 +83,12 @@ class LoggedRun:
             preemptions=last.preemptions if last else 0,
             itl_p99_s=itl_p99(request.times_ns) if last else None,
             rejected=request.is_rejected,
+            slo=self._promised(request.submit.slo_class, own) if own != NO_OWN_TARGETS else None,
         )
+
+    def _promised(self, slo_class: str, own: OwnTargets) -> SloClass:
+        slos = slo_by_name(self.settings.slo_classes, self.settings.default_slo_class)
+        return slos.get(slo_class, slos[""]).with_targets(*own)
 
     def _after_start(self, time_ns: int) -> float | None:
         return (time_ns - self.start_ns) / 1e9 if time_ns else None
@@ -116,6 +128,9 @@ class LoggedLoad:
         submit = self._requests[index].submit
         return len(submit.prompt_token_ids), self._num_tokens(index), submit.slo_class
 
+    def own_targets(self, index: int) -> OwnTargets:
+        return self._requests[index].own_targets
+
     def _num_tokens(self, index: int) -> int:
         return len(self._requests[index].tokens) or min(self._requests[index].submit.params.max_tokens, self._median)
 
@@ -132,7 +147,8 @@ def read_logged_run(path: Path) -> LoggedRun:
     kept.sort(key=lambda each: each.submit.arrival_ns)
     if not any(each.tokens for each in kept):
         raise ConfigError(str(path), "holds no answered request", "record a longer run with `serve --event-log`")
-    return LoggedRun(header.settings, kept, len(requests) - len(kept), reader.num_switches, kept[0].submit.arrival_ns)
+    start_ns, num_torn_bytes = kept[0].submit.arrival_ns, records.num_torn_bytes
+    return LoggedRun(header.settings, kept, len(requests) - len(kept), reader.num_switches, start_ns, num_torn_bytes)
 
 
 class _Reader:
@@ -177,15 +193,17 @@ class _Reader:
 
 
 def settings_of(run: LoggedRun, path: Path, profile: DeviceProfile | None = None) -> SimSettings:
-    """The logged engine's settings on a simulated device. Raises ConfigError where no profile is known."""
-    core = run.settings
-    profile = profile or core.latency
+    """The logged engine's settings on a simulated device. `profile` must be of the device and model that the log's own
+    profile names. Raises ConfigError, also where no profile is known."""
+    core, logged = run.settings, run.settings.latency
+    if profile is not None:
+        device, model = (logged.name, logged.model or None) if logged is not None else (None, None)
+        remedy = "give the profile of the logged device and model, or drop --profile"
+        check_profile_fits(profile, "--profile", core.total_units, device, model, remedy)
+    profile = profile or logged
     if profile is None:
         problem = "its engine had no latency profile, so there is no device to simulate"
         raise ConfigError(str(path), problem, "give one of that device with --profile")
-    if profile.units != core.total_units:
-        problem = f"is of a device of {core.total_units} units, the profile {profile.name!r} of {profile.units}"
-        raise ConfigError(str(path), problem, "give the profile of the logged device")
     return SimSettings(
         profile=profile,
         truth_error=0.0,  # the device of this very run is what the profile stands for
@@ -210,7 +228,6 @@ SHARED_NAMES = (
     "mode",
     "plan",
     "prefix_caching",
-    "seed",
     "shadow",
     "slo_classes",
 )

@@ -63,7 +63,7 @@ def test_several_seeds_show_their_range_and_a_prior_says_what_it_is(tmp_path: Pa
 def test_replay_takes_the_log_and_answers_what_if(tmp_path: Path) -> None:
     log, out = tmp_path / "run.log", tmp_path / "what_if.json"
     simulate(tmp_path, "--slo", "ttft 500 ms", "--plan", "static:p4d4", "--truth-error", "0", "--event-log", log)
-    assert "equal" in run("replay", log)
+    assert "every invariant held" in run("replay", log, "--check")
     printed = run("replay", log, "--policy", "static:p2d6", "--json", out)
     assert "logged: static:p4d4" in printed
     assert "what if: static:p2d6" in printed
@@ -72,8 +72,20 @@ def test_replay_takes_the_log_and_answers_what_if(tmp_path: Path) -> None:
     assert other["summary"]["ttft_s"]["p50"] > again["summary"]["ttft_s"]["p50"]
     chunked = run("replay", log, "--mode", "chunked")
     assert "what if: mode chunked" in chunked
-    with pytest.raises(ConfigError, match="no mode is named 'chunky'"):
-        run("replay", log, "--mode", "chunky")
+    for arguments, where in (
+        (("--mode", "chunky"), "--mode"),
+        (("--mode", "chunked", "--policy", "slo"), "policy"),
+        (("--policy", "p9d9"), "policy"),
+        (("--mode", "chunked", "--plans", log), "--plans"),
+        (("--policy", "elastic", "--check"), "--check"),
+        (("--policy", "elastic", "--profile", profile_file(tmp_path / "other.json", name="other")), "--profile"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            run("replay", log, *arguments)
+        assert refused.value.where == where and refused.value.remedy
+        assert "--plan " not in f"{refused.value.remedy} "
+    log.write_bytes(log.read_bytes()[:-1])
+    assert "was cut off" in run("replay", log) and "was cut off" in run("replay", log, "--policy", "elastic")
 
 
 def test_a_mode_without_a_partition_can_be_asked_of_a_log_with_a_shadow(tmp_path: Path) -> None:

@@ -55,6 +55,38 @@ def test_answers_are_repeated_so_conversations_share_what_they_shared(tmp_path: 
     assert [load.token_of(1, position) for position in (0, 31)] == [run.requests[0].tokens[0]] * 2
 
 
+def test_requests_are_judged_by_their_own_targets(tmp_path: Path) -> None:
+    """Without a class at all, and with one: own targets replace those of the class they name."""
+    for classes in ((), (CHAT,)):
+        simulate(LOAD, exact(kv_tokens=4_000, slo_classes=classes), event_log=tmp_path / "run.log")
+        header, records = read_event_log(tmp_path / "run.log")
+        writer = EventLogWriter(tmp_path / "own.log", header)
+        for record in records:
+            event = record.event
+            if isinstance(event, Submit):
+                ttft_s = 1e-6 if event.request_id % 2 else 60.0
+                event = msgspec.structs.replace(event, ttft_s=ttft_s, tpot_s=60.0)
+            writer.record(record.now_ns, event, msgspec.msgpack.decode(record.commands, type=list[object]))  # type: ignore[arg-type]
+        writer.close()
+        run = read_logged_run(tmp_path / "own.log")
+        again = simulate_logged(run, settings_of(run, tmp_path / "own.log"))
+        for summary in (run.summary(), again.summary):
+            assert summary.num_finished == len(LOAD.rows)
+            assert summary.num_good == len(LOAD.rows) // 2
+            assert list(summary.attainment_by_class) == [classes[0].name if classes else "none"]
+        slo = again.records[0].slo
+        assert slo is not None and (slo.ttft_s, slo.tpot_s) == (1e-6, 60.0)
+    assert simulate(LOAD, exact(kv_tokens=4_000)).records[0].slo is None
+
+
+def test_a_log_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "run.log"
+    simulate(LOAD, exact(kv_tokens=4_000), event_log=path)
+    assert read_logged_run(path).num_torn_bytes == 0
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_logged_run(path).num_torn_bytes > 0
+
+
 def test_who_gave_up_or_was_refused(tmp_path: Path) -> None:
     """Refused requests are offered again; those that left before their first token are left out."""
     simulate(LOAD, exact(kv_tokens=4_000), event_log=tmp_path / "run.log")
@@ -98,6 +130,15 @@ def test_logs_that_answer_nothing_are_refused(tmp_path: Path) -> None:
         settings_of(run, path)
     with pytest.raises(ConfigError, match="of 16"):
         settings_of(run, path, msgspec.structs.replace(DEVICE, units=16))
+    known = read_logged_run(path)
+    named = msgspec.structs.replace(known.settings, latency=msgspec.structs.replace(DEVICE, model="llama"))
+    known = replace(known, settings=named)
+    with pytest.raises(ConfigError, match="for device 'another'") as refused:
+        settings_of(known, path, msgspec.structs.replace(DEVICE, name="another"))
+    assert refused.value.where == "--profile" and "drop --profile" in refused.value.remedy
+    with pytest.raises(ConfigError, match="for model 'qwen'"):
+        settings_of(known, path, msgspec.structs.replace(DEVICE, model="qwen"))
+    assert settings_of(known, path, msgspec.structs.replace(DEVICE, source="measured again")).profile.model == ""
     assert settings_of(run, path, DEVICE).profile == DEVICE
     old = EventLogWriter(tmp_path / "old.log", msgspec.structs.replace(header, version=99))
     old.close()
