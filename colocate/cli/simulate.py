@@ -113,6 +113,8 @@ def sim_settings(config: ServeConfig, ask: Ask) -> SimSettings:
 def _plan_choice(scheduler: SchedulerSection, profile: DeviceProfile) -> PlanChoice:
     if scheduler.plans is None:
         return PlanChoice()
+    if scheduler.mode != "colocated":
+        raise ConfigError("plans", f"mode {scheduler.mode!r} runs no partition", "drop --plans")
     table = build_plan_table(profile.units, profile.granularity)
     return PlanSource(Path(scheduler.plans), table, profile.name, profile.model).read()[0]
 

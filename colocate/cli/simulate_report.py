@@ -13,6 +13,7 @@ from rich.table import Table
 from colocate import __version__
 from colocate.cli.plan_table import PRIOR
 from colocate.config.slo import SloClass
+from colocate.core.policy.choose import policy_in_force
 from colocate.sim.records import Quantiles, SimResult
 from colocate.sim.settings import SimSettings
 from colocate.workload.rows import Workload
@@ -30,11 +31,11 @@ class RunOfSeed:
 def show(settings: SimSettings, runs: Sequence[RunOfSeed], took_s: float) -> None:
     """A table of every figure: its value, or over several seeds its mean and its range."""
     console = Console(soft_wrap=True, highlight=False)
-    profile = settings.profile
+    profile, plan = settings.profile, policy_in_force(settings.mode, settings.plan)
     if not profile.is_measured:
         console.print(PRIOR, style="bold red")
     console.print(
-        f"device {profile.name}, {profile.units} units; mode {settings.mode}, plan {settings.plan}, "
+        f"device {profile.name}, {profile.units} units; mode {settings.mode}, plan {plan}, "
         f"{settings.discipline}, admission {settings.admission}"
     )
     first = runs[0].workload

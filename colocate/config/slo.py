@@ -58,6 +58,10 @@ class SloClass(Struct, frozen=True, omit_defaults=True):
         targets = [target_s for target_s in (self.tpot_s, self.itl_s) if target_s is not None]
         return min(targets, default=None)
 
+    @property
+    def promises_anything(self) -> bool:
+        return self.ttft_target_s(0) is not None or self.step_s is not None
+
     def ttft_target_s(self, num_prompt_tokens: int) -> float | None:
         """The first-token target of a prompt of this length."""
         if self.ttft_s is None and self.ttft_per_token_s is None:

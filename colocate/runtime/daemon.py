@@ -10,6 +10,7 @@ from collections.abc import Callable
 from colocate import __version__
 from colocate.config.serve import ServeConfig
 from colocate.config.sizes import format_size
+from colocate.core.policy.choose import policy_in_force
 from colocate.messages.control import ChildReady
 from colocate.messages.spec import OneShot, ProfilingJob
 from colocate.runtime.child import Child
@@ -59,7 +60,15 @@ def run_measuring(config: ServeConfig, job_for: Callable[[Startup], ProfilingJob
     and what was measured on. A process that dies is not replaced: what it was measuring would be another's."""
     patient_s = max(_MEASURING_PATIENCE_S, config.supervisor.heartbeat_timeout_s)
     supervisor = dataclasses.replace(config.supervisor, max_restarts=0, heartbeat_timeout_s=patient_s)
-    scheduler = dataclasses.replace(config.scheduler, mode="colocated", plan="elastic", plans=None)
+    scheduler = dataclasses.replace(  # nothing is scheduled and nothing promised
+        config.scheduler,
+        mode="colocated",
+        plan="elastic",
+        plans=None,
+        shadow=None,
+        slo_class=(),
+        default_slo_class=None,
+    )
     config = dataclasses.replace(config, supervisor=supervisor, scheduler=scheduler)
     console = Console()
     startup, phases = _prepare(config, console)
@@ -109,12 +118,13 @@ _SHOWN_PLANS = 8
 
 
 def _show_plans(console: Console, config: ServeConfig, startup: Startup) -> None:
-    plans = startup.plans
+    scheduler, plans = config.scheduler, startup.plans
+    policy = policy_in_force(scheduler.mode, scheduler.plan)
     names = [plan.name + (" (default split)" if plan.name == plans.default_split else "") for plan in plans.plans]
     if len(names) > _SHOWN_PLANS:
         names = [*names[: _SHOWN_PLANS - 4], "...", *names[-3:]]
-    console.step("plans", ", ".join(names))
-    console.step("policy", f"{config.scheduler.plan}, mode {config.scheduler.mode}")
+    console.step("plans", ", ".join(names) if scheduler.mode == "colocated" else policy)
+    console.step("policy", f"{policy}, mode {scheduler.mode}")
 
 
 def _run_id() -> str:

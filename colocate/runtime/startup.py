@@ -6,11 +6,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from colocate.config.serve import ServeConfig
+from colocate.config.serve import SchedulerSection, ServeConfig
 from colocate.config.sizes import format_size
+from colocate.config.slo import slo_classes
 from colocate.core.latency import LatencyModel
 from colocate.core.plan import PlanTable, build_plan_table
-from colocate.core.policy.choose import choose_policy
+from colocate.core.policy.choose import DYNAMIC, choose_policy
 from colocate.device.cpu.memory import available_bytes
 from colocate.device.cpu.torch_facts import probe_torch
 from colocate.device.resolve import DeviceFacts, resolve_device
@@ -76,6 +77,8 @@ def prepare(config: ServeConfig) -> Startup:
         best_static=choice.best_static,
     )
     _check_policies(config, facts, plans)
+    if facts.latency is not None and not facts.latency.is_measured and _predicts(config.scheduler, plans):
+        notes.append("the engine predicts from a roofline prior, not from a measurement; `colocate profile` measures")
     return Startup(facts, plans, weights_bytes, kv_bytes, tuple(notes))
 
 
@@ -110,6 +113,14 @@ def _check_policies(config: ServeConfig, facts: RuntimeFacts, table: PlanTable) 
     for option, word in (("plan", config.scheduler.plan), ("shadow", config.scheduler.shadow)):
         if word is not None:
             choose_policy(settings, word, table, model, option)
+
+
+def _predicts(scheduler: SchedulerSection, plans: PlanTable) -> bool:
+    """Whether a policy or a deadline of this run rests on predicted times."""
+    if scheduler.mode != "colocated":
+        return False
+    is_dynamic = len(plans.plans) > 1 and (scheduler.plan in DYNAMIC or scheduler.shadow in DYNAMIC)
+    return is_dynamic or any(each.promises_anything for each in slo_classes(scheduler))
 
 
 def _choose_dtype(setting: str, model: ModelConfig, device: DeviceFacts, notes: list[str]) -> str:

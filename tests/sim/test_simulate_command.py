@@ -117,6 +117,8 @@ def test_plans_of_a_file_are_the_ones_used(tmp_path: Path) -> None:
         (["simulate", "--profile", "DEVICE", *LOAD, "--slo", "ttft 1 s", "--slo-class", "a: ttft 1 s"], "--slo"),
         (["simulate", "--profile", "DEVICE", *LOAD, "--seeds", "2", "--event-log", "x.log"], "--seeds"),
         (["simulate", "--profile", "DEVICE", *LOAD, "--plan", "p9d9"], "plan"),
+        (["simulate", "--profile", "DEVICE", *LOAD, "--shadow", "p9d9"], "shadow"),
+        (["simulate", "--profile", "DEVICE", *LOAD, "--kv-tokens", "3"], "kv_tokens"),
         (["replay", "DEVICE", "--plans", "DEVICE"], "replay"),
         (["replay", "DEVICE", "--policy", "slo"], "DEVICE"),
     ],
@@ -128,6 +130,14 @@ def test_what_cannot_be_simulated_is_refused_with_a_remedy(tmp_path: Path, argum
         run(*named)
     assert refused.value.where == (str(device) if where == "DEVICE" else where)
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize("mode", ["shared", "chunked"])
+def test_a_mode_without_a_partition_shows_the_plan_in_force(tmp_path: Path, mode: str) -> None:
+    assert f"mode {mode}, plan shared," in simulate(tmp_path, "--mode", mode)
+    with pytest.raises(ConfigError, match="runs no partition") as refused:
+        simulate(tmp_path, "--mode", mode, "--plans", tmp_path / "plans.yaml")
+    assert refused.value.where == "plans"
 
 
 def test_a_profile_without_a_pool_size_needs_one(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from msgspec import structs
 
 from colocate.config.profile import DeviceProfile, Sample
-from colocate.config.serve import DeviceSection, ModelConfigSection, ServeConfig
+from colocate.config.serve import DeviceSection, ModelConfigSection, SchedulerSection, ServeConfig
 from colocate.core.latency import LatencyModel
 from colocate.device.cpu.peaks import cpu_peaks
 from colocate.device.resolve import DeviceFacts, resolve_device
@@ -57,6 +58,31 @@ def test_the_latency_profile_comes_before_the_profile_and_that_before_the_file_f
     ):
         profile, notes = latency_of(section)
         assert profile is not None and profile.source == source and not notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_said"),
+    [
+        ({}, False),
+        ({"plan": "slo"}, True),
+        ({"plan": "on-demand"}, True),
+        ({"shadow": "slo"}, True),
+        ({"plan": "static:p2d2"}, False),
+        ({"slo_class": ("chat: ttft 300 ms",)}, True),
+        ({"slo_class": ("chat: itl 90 ms",)}, True),
+        ({"slo_class": ("batch: none",)}, False),
+        ({"mode": "shared", "slo_class": ("chat: ttft 300 ms",)}, False),
+        ({"mode": "chunked", "slo_class": ("chat: ttft 300 ms",)}, False),
+    ],
+)
+def test_a_prior_is_told_where_something_rests_on_it(settings: dict[str, Any], is_said: bool) -> None:
+    for kind in ("roofline", "measured"):
+        path = write(Path("p.json"), structs.replace(TRUTH, kind=kind))
+        section = DeviceSection(device="emulated", profile=path)
+        config = ServeConfig(device=section, scheduler=SchedulerSection(**settings))
+        told = [note for note in prepare(config).notes if "roofline prior" in note]
+        assert len(told) == (is_said and kind == "roofline")
+        assert all("`colocate profile` measures" in note for note in told)
 
 
 def test_samples_do_not_travel_to_the_processes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from colocate.config.serve import Mode
 from colocate.core.latency import LatencyModel
 from colocate.core.plan import ALL_DECODE, ALL_PREFILL, SHARED, Plan, PlanTable
 from colocate.core.policy.elastic import Elastic
@@ -49,6 +50,11 @@ def choose_policy(
         problem = f"static:{plan.name} would never run {idle}"
         raise ConfigError(option, problem, f"choose a split or 'shared', or use --{option} elastic")
     return Static(plan)
+
+
+def policy_in_force(mode: Mode, word: str) -> str:
+    """What to call the policy that serves: the operator's word, or `shared` where the mode runs no partition."""
+    return word if mode == "colocated" else SHARED
 
 
 def static_plan(settings: EngineSettings, table: PlanTable) -> Plan:
