@@ -286,7 +286,10 @@ def plan(
         typer.Option(metavar="FILE", help="A trace instead; --rate then scales it.", rich_help_panel="Load"),
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="As in serve.", rich_help_panel="Engine")] = 64,
-    max_num_batched_tokens: Annotated[int, typer.Option(min=1, help="As in serve.", rich_help_panel="Engine")] = 512,
+    max_num_batched_tokens: Annotated[
+        int,
+        typer.Option("--max-num-batched-tokens", "--chunk-size", min=1, help="As in serve.", rich_help_panel="Engine"),
+    ] = 512,
     kv_tokens: Annotated[
         int, typer.Option(min=0, help="Tokens the KV pool holds. 0: the profile's.", rich_help_panel="Engine")
     ] = 0,

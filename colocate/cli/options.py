@@ -29,13 +29,19 @@ HELP: dict[str, tuple[str, str, str]] = {
     ),
     "max_model_len": (MODEL_PANEL, "N", "Longest prompt plus output, in tokens. Default: the model's own limit."),
     "deterministic": (MODEL_PANEL, "", "Same tokens whatever the batch, plan or worker; somewhat slower."),
-    "seed": (MODEL_PANEL, "N", "Emulated device: shifts the seed of its noise."),
+    "seed": (
+        MODEL_PANEL,
+        "N",
+        "Emulated device: shifts the seed of its noise. colocate profile also draws by it which states to measure and "
+        "which to hold out.",
+    ),
     "device": (DEVICE_PANEL, "KIND", "auto, cpu, cuda or emulated."),
     "units": (DEVICE_PANEL, "N", "Cores to use (emulated: units of the device). Default: all that are usable."),
     "plan": (
         DEVICE_PANEL,
         "PLAN",
-        "The policy: elastic, slo, on-demand, static:PLAN, or the name of a plan such as p1d1 or shared.",
+        "The policy: elastic, elastic:SPLIT to start from that split, slo, on-demand, static:PLAN, or the name of a "
+        "plan such as p1d1 or shared.",
     ),
     "mode": (
         DEVICE_PANEL,
@@ -69,7 +75,11 @@ HELP: dict[str, tuple[str, str, str]] = {
         "NAME",
         "greedy: prefill whatever fits; throttle: prefill tokens in flight follow the queue and the free KV.",
     ),
-    "prefix_caching": (MEMORY_PANEL, "", "Reuse the KV of prompts and answers that begin alike."),
+    "prefix_caching": (
+        MEMORY_PANEL,
+        "",
+        "Reuse the KV of prompts and answers that begin alike. Also --enable-prefix-caching.",
+    ),
     "max_slice_ms": (
         MEMORY_PANEL,
         "MS",
@@ -78,11 +88,16 @@ HELP: dict[str, tuple[str, str, str]] = {
     "slo_class": (
         SLO_PANEL,
         "TEXT",
-        "A class of requests and its targets, e.g. 'interactive: ttft 300 ms, tpot 50 ms' or 'batch: none'; may be "
-        "repeated.",
+        "A class of requests and its targets, e.g. 'interactive: ttft 300 ms, tpot 50 ms, itl 100 ms' or 'batch: "
+        "none'; may be repeated.",
     ),
     "default_slo_class": (SLO_PANEL, "NAME", "Class of requests that name none. Default: the first one."),
-    "plans": (SLO_PANEL, "FILE", "Plans the policy may choose from, as colocate plan writes them. Default: all."),
+    "plans": (
+        SLO_PANEL,
+        "FILE",
+        "Plans the policy may choose from, as colocate plan writes them. Default: every split, or 16 of them where "
+        "there are more.",
+    ),
     "guards": (
         SLO_PANEL,
         "NAME",
@@ -118,12 +133,14 @@ HELP: dict[str, tuple[str, str, str]] = {
     "log_format": (LOG_PANEL, "FORMAT", "console, json, or auto: console on a terminal."),
     "event_log": (LOG_PANEL, "DIR", "Record every event and command of the engine there, for `colocate replay`."),
 }
-# Shorter spellings of flags that are often typed.
+# Other spellings of flags that are often typed.
 _ALSO: dict[str, tuple[str, ...]] = {
     "faults": ("--fault",),
     "drain_timeout_s": ("--drain-timeout",),
     "max_num_batched_tokens": ("--chunk-size",),
 }
+# A switch has two names already and two more would crowd out its help: these work and its help text names them.
+_ALSO_SWITCH = {"prefix_caching": "--enable-prefix-caching"}
 
 SERVE_OPTIONS = tuple(HELP)
 # What `colocate generate` needs of them: no HTTP.
@@ -163,26 +180,43 @@ def with_settings(names: tuple[str, ...]) -> Callable[[Callable[..., None]], Cal
     """Give a command one option per named setting. The command gets those that were given as its `flags` argument:
     a dict from setting name to text (or bool, or list of text), not yet converted."""
 
+    also = [name for name in names if name in _ALSO_SWITCH]
+
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def wrapper(**arguments: Any) -> None:
             given = {name: arguments.pop(name) for name in names}
+            for name in also:
+                value = arguments.pop(f"also_{name}")
+                given[name] = value if given[name] is None else given[name]
             flags = {name: value for name, value in given.items() if value is not None and value != []}
             command(flags=flags, **arguments)
 
         signature = inspect.signature(command, eval_str=True)
         own = [parameter for parameter in signature.parameters.values() if parameter.name != "flags"]
-        wrapper.__signature__ = signature.replace(parameters=own + [_parameter(SETTINGS[name]) for name in names])  # type: ignore[attr-defined]
+        own += [_parameter(SETTINGS[name]) for name in names] + [_hidden(name) for name in also]
+        wrapper.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
         wrapper.__doc__, wrapper.__name__ = command.__doc__, command.__name__
         return wrapper
 
     return decorate
 
 
+def _switch(flag: str) -> str:
+    return f"{flag}/--no-{flag[2:]}"
+
+
+def _hidden(name: str) -> inspect.Parameter:
+    option = typer.Option(_switch(_ALSO_SWITCH[name]), hidden=True)
+    return inspect.Parameter(
+        f"also_{name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[bool | None, option]
+    )
+
+
 def _parameter(setting: Setting) -> inspect.Parameter:
     panel, metavar, text = HELP[setting.name]
-    spellings = (*_ALSO.get(setting.name, ()), setting.flag)
+    spellings: tuple[str, ...] = (setting.flag, *_ALSO.get(setting.name, ()))
     if setting.kind is bool:
-        spellings = (f"{setting.flag}/--no-{setting.flag[2:]}",)
+        spellings = (_switch(setting.flag),)
         metavar = " "
     option = typer.Option(
         *spellings,

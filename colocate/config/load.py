@@ -133,7 +133,10 @@ def _list_of_text(setting: Setting, value: object, where: str, *, from_text: boo
         items = list(value)
     else:
         items = [value]
-    if setting.choices and items == ["none"]:
+    if setting.choices and "none" in items:
+        others = [repr(item) for item in items if item != "none"]
+        if others:
+            raise ConfigError(where, f"'none' is given beside {', '.join(others)}", "give none alone, or leave it out")
         return ()
     for item in items:
         if not isinstance(item, str) or not item:
