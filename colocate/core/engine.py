@@ -117,6 +117,7 @@ class Engine:
         prefill.plan_seq, prefill.plan_applied_ns = self.ledger.seq, self.ledger.prefill_applied_ns
         prefill.prospects.units = plan.prefill_units or self.settings.total_units
         prefill.prospects.peer_units = plan.decode_units if self.decode.busy else 0
+        prefill.prospects.num_rows, prefill.prospects.sum_context = self.decode.num_rows, self.decode.sum_context
 
     def first_commands(self) -> list[Command]:
         """Before any event: put the first plan on the board."""

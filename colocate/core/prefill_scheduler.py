@@ -146,8 +146,8 @@ class PrefillScheduler:
 
     def _interrupt_if_urgent(self) -> None:
         """Layer-boundary preemption: a prompt that would miss its first token behind the forwards in flight, and whose
-        detour they can afford, runs between two of their slices."""
-        if self._books.model is None or self._books.settings.mode == "chunked" or self._side.suspects:
+        detour they can afford, runs between two of their slices (in mode `chunked`: between two forwards)."""
+        if self._books.model is None or self._side.suspects:
             return
         queue, side = self._books.queue, self._side
         seen = (queue.num_entered, side.num_sent)

@@ -13,12 +13,14 @@ MIN_WORK = 4.0
 class Prospects:
     """Owned by the prefill side. `units` and `peer_units` follow the plan in force and whether decode works."""
 
-    __slots__ = ("_books", "_max_chunk", "num_reserved", "peer_units", "units")
+    __slots__ = ("_books", "_max_chunk", "num_reserved", "num_rows", "peer_units", "sum_context", "units")
 
     def __init__(self, books: Books) -> None:
         self._books = books
         self.units = books.settings.total_units
         self.peer_units = 0
+        self.num_rows = 0  # of the standing batch
+        self.sum_context = 0  # tokens of KV that one step of it reads
         self.num_reserved = 0  # blocks that admission keeps back
         self._max_chunk: dict[tuple[int, int, int], int] = {}
 
@@ -37,9 +39,18 @@ class Prospects:
         return memory.can_allocate(memory.blocks_expected(request) + self.num_reserved)
 
     def forward_s(self, num_tokens: int, pairs: float) -> float:
-        """Seconds of one forward; 0 where there is no latency model."""
-        model = self._books.model
-        return 0.0 if model is None else model.prefill_s(self.units, num_tokens, pairs, self.peer_units)
+        """Seconds until so many tokens are computed, in one forward or as many chunks as it takes in mode `chunked`,
+        where the standing batch rides along in each; 0 where there is no latency model."""
+        books = self._books
+        model = books.model
+        if model is None:
+            return 0.0
+        if books.settings.mode != "chunked":
+            return model.prefill_s(self.units, num_tokens, pairs, self.peer_units)
+        num_forwards = -(-num_tokens // max(books.settings.max_num_batched_tokens - self.num_rows, 1)) or 1
+        more_s = (num_forwards - 1) * model.prefill_s(self.units, 0, 0)
+        rows, context = self.num_rows * num_forwards, self.sum_context * num_forwards
+        return model.hybrid_s(self.units, num_tokens, pairs, context, rows) + more_s
 
     def max_chunk_tokens(self, num_cached: int) -> int:
         """The most tokens of one chunk behind `num_cached` others of which a single layer still takes no longer than
