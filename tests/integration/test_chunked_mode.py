@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from tests.streams import Stream, finished, wait_mid_stream
 NUM_STREAMS = 4
 NUM_TOKENS = 60
 SLOW = ("--profile", "tests/data/slow_profile.yaml")
-CHUNKED = ("--mode", "chunked", "--chunk-size", "24")
+CHUNKED = ("--mode", "chunked", "--chunk-size", "24", "--max-num-seqs", "16")
 WATCHED = ("--heartbeat-timeout-s", "1.5", "--progress-floor-s", "1.5", "--max-restarts", "20")
 
 
@@ -41,6 +42,7 @@ def undisturbed() -> list[list[int]]:
 def test_one_worker_gives_the_tokens_of_two(undisturbed: list[list[int]]) -> None:
     with start_daemon(*SLOW, *CHUNKED) as daemon:
         assert set(daemon.pids().values()) == {"supervisor", "frontend", "keeper", "engine", "hybrid"}
+        assert re.search(r"plans +shared\n", daemon.output) and "shared, mode chunked" in daemon.output
         assert [finished(stream) for stream in streams_of(daemon)] == undisturbed
         state = daemon.state()
         assert state["mode"] == "chunked" and state["plan"]["name"] == "shared"
@@ -143,7 +145,7 @@ def spoken() -> Iterator[list[str]]:
 
 @pytest.mark.timeout(300)
 def test_the_demo_model_says_the_same_to_the_byte_also_after_a_kill(spoken: list[str]) -> None:
-    with start_daemon(*CPU, "--mode", "chunked", "--chunk-size", "32") as daemon:
+    with start_daemon(*CPU, "--mode", "chunked", "--chunk-size", "32", "--max-num-seqs", "16") as daemon:
         streams = talk(daemon)
         wait_mid_stream(streams, 20)
         old = daemon.kill("hybrid")

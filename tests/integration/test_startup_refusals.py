@@ -144,6 +144,7 @@ def test_a_taken_port_is_refused_at_once() -> None:
         (("--kv-memory", "1MiB", "--max-model-len", "2048"), "a request of max_model_len 2048 tokens does not fit"),
         (("--max-model-len", "1000000"), "over the model's own limit"),
         (("--plan", "static:p99999d1"), "no plan named 'p99999d1'"),
+        (("--shadow", "slo", "--mode", "shared"), "shadow: mode 'shared' runs no partition"),
         (("--units", "4000"), "cannot use 4000"),
         (("--device", "cuda"), "use --device cpu, or --device auto"),
         (("--event-log", "pyproject.toml"), "event_log: pyproject.toml cannot hold an event log: File exists"),
