@@ -31,14 +31,6 @@ def test_nothing_given_is_the_defaults() -> None:
     assert load_config() == ServeConfig()
 
 
-def test_no_guards_and_some_guards_contradict() -> None:
-    assert load_config(flags={"guards": ["none"]}).scheduler.guards == ()
-    for given in (["none", "dwell"], ["dwell", "none"]):
-        with pytest.raises(ConfigError, match="'none' is given beside 'dwell'") as refused:
-            load_config(flags={"guards": given})
-        assert refused.value.where == "--guards" and refused.value.remedy
-
-
 def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
     path = _file(tmp_path, "port: 1001\nmax-queue: 1\nblock_size: 8\n")
     environ = {"COLOCATE_PORT": "1002", "COLOCATE_MAX_QUEUE": "2"}

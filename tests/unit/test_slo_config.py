@@ -150,7 +150,11 @@ def test_every_guard_can_be_switched_off() -> None:
     assert load_config(None, {}, {"guards": ["none"]}).scheduler.guards == ()
     assert load_config(None, {"COLOCATE_GUARDS": "dwell,fallback"}).scheduler.guards == ("dwell", "fallback")
     with pytest.raises(ConfigError, match="is not one of hysteresis, dwell, decode-first, fallback, or none"):
-        load_config(None, {}, {"guards": ["none", "dwell"]})
+        load_config(None, {}, {"guards": ["some"]})
+    for given in (["none", "dwell"], ["dwell", "none"]):
+        with pytest.raises(ConfigError, match="'none' is given beside 'dwell'") as refused:
+            load_config(None, {}, {"guards": given})
+        assert refused.value.where == "--guards" and refused.value.remedy
 
 
 def test_a_request_s_own_first_token_target_is_the_whole_of_it() -> None:
