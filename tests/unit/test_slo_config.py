@@ -151,9 +151,9 @@ def test_every_guard_can_be_switched_off() -> None:
     assert load_config(None, {"COLOCATE_GUARDS": "dwell,fallback"}).scheduler.guards == ("dwell", "fallback")
     with pytest.raises(ConfigError, match="is not one of hysteresis, dwell, decode-first, fallback, or none"):
         load_config(None, {}, {"guards": ["some"]})
-    for given in (["none", "dwell"], ["dwell", "none"]):
+    for words in (["none", "dwell"], ["dwell", "none"]):
         with pytest.raises(ConfigError, match="'none' is given beside 'dwell'") as refused:
-            load_config(None, {}, {"guards": given})
+            load_config(None, {}, {"guards": words})
         assert refused.value.where == "--guards" and refused.value.remedy
 
 
