@@ -39,6 +39,8 @@ class Comparison(Struct, frozen=True):
     figures: dict[str, Figure]  # without those that nobody has, e.g. nobody finished
     attainment: float
     attainment_simulated: float
+    # Over seeds of the device's noise. One stall misses for everybody who decodes, so some arms jump from run to run.
+    attainment_range: tuple[float, float]
     live: Live
     simulated: Simulated
 
@@ -82,6 +84,7 @@ def compare(arm: str, load: str, seed: int, live: Live, simulated: Simulated) ->
         figures[name] = Figure(
             here, middle, middle / here - 1, inner, middle / inner - 1, (max(known) - min(known)) / (middle or 1.0)
         )
+    shares = [summary.attainment for summary in simulated.runs]
     return Comparison(
         arm,
         load,
@@ -89,7 +92,8 @@ def compare(arm: str, load: str, seed: int, live: Live, simulated: Simulated) ->
         live.client.num_offered,
         figures,
         live.client.attainment,
-        statistics.median(summary.attainment for summary in simulated.runs),
+        statistics.median(shares),
+        (min(shares), max(shares)),
         live,
         simulated,
     )

@@ -26,6 +26,7 @@ from live_study.host import HostWatch
 from live_study.slowed import targets_of
 
 MODEL_NAME = "bench"
+NUM_SEEDS = 7  # of the device's noise, per simulated arm
 
 
 class Live(Struct, frozen=True):
@@ -93,7 +94,7 @@ def check_told_alike(live: EngineSettings, simulated: EngineSettings) -> None:
         raise RuntimeError(f"the live engine and the simulated one were told different things: {told[:2000]}")
 
 
-def run_simulated(workload: Workload, settings: SimSettings, num_seeds: int = 3) -> Simulated:
+def run_simulated(workload: Workload, settings: SimSettings, num_seeds: int = NUM_SEEDS) -> Simulated:
     """`truth_error` is 0: the device of the live run is the one that the profile describes, as well as it does."""
     results = [
         simulate(workload, replace(settings, truth_error=0.0, seed=settings.seed + index)) for index in range(num_seeds)

@@ -20,11 +20,12 @@ _SHORT = {
 def print_comparisons(comparisons: Sequence[Comparison]) -> None:
     """One line per run: live / simulated, and the distance."""
     width = max(len(_name(each)) for each in comparisons) + 2
-    print(f"{'':{width}}" + "".join(f"{_SHORT[name][0]:>27}" for name in FIGURES) + f"{'attainment':>17}")
+    print(f"{'':{width}}" + "".join(f"{_SHORT[name][0]:>27}" for name in FIGURES) + f"{'attainment':>34}")
     for each in comparisons:
         cells = "".join(f"{_cell(each, name):>27}" for name in FIGURES)
-        shares = f"{each.attainment:.3f} / {each.attainment_simulated:.3f}"
-        print(f"{_name(each):{width}}{cells}{shares:>17}")
+        low, high = each.attainment_range
+        shares = f"{each.attainment:.3f} / {each.attainment_simulated:.3f} ({low:.3f} to {high:.3f})"
+        print(f"{_name(each):{width}}{cells}{shares:>34}")
 
 
 def _name(each: Comparison) -> str:
