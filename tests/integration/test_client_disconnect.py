@@ -30,7 +30,9 @@ async def state_of(client: httpx.AsyncClient) -> dict[str, dict[str, int]]:
 
 
 def num_held(state: dict[str, dict[str, int]]) -> int:
-    return state["kv"]["blocks_total"] - state["kv"]["blocks_free"]
+    """Blocks in somebody's use; those only kept for reuse are not."""
+    kv = state["kv"]
+    return kv["blocks_total"] - kv["blocks_free"] - kv["blocks_cached"]
 
 
 async def eventually_state(client: httpx.AsyncClient, is_reached: Callable[[dict[str, dict[str, int]]], bool]) -> None:
