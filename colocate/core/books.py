@@ -42,7 +42,10 @@ class Books:
         self.requests: dict[RequestId, Request] = {}
         self.outbox = Outbox()
         self.drain_rate = DrainRate()
-        self.suspects = {Role.PREFILL: Suspects(), Role.DECODE: Suspects()}
+        in_prefill = Suspects()
+        # One worker for both phases dies for both: then a trial in one must be alone in the other, too.
+        in_decode = in_prefill if settings.mode == "chunked" else Suspects()
+        self.suspects = {Role.PREFILL: in_prefill, Role.DECODE: in_decode}
         self.now_ns = 0
         self.num_preemptions = 0
         self.num_ignored = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from colocate.config.roles import process_of
 from colocate.core.books import Books
@@ -71,11 +71,12 @@ class DecodeSide:
         request.move(Stage.READY, self._books.now_ns)
         self.ready[request.request_id] = request
 
-    def fill(self) -> None:
-        """Join whoever may join: everybody, or the one suspect on trial."""
+    def fill(self, prefilling: Container[RequestId]) -> None:
+        """Join whoever may join: everybody, or the one suspect on trial. `prefilling` are the requests in prefill."""
         if not self.online or not self.ready:
             return
-        if self.suspects.trial in self.rows:
+        trial = self.suspects.trial
+        if trial in self.rows or (self._books.settings.mode == "chunked" and trial in prefilling):
             return
         candidates = [request for request in self.ready.values() if request.request_id in self.suspects]
         if not candidates:

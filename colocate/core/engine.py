@@ -102,10 +102,10 @@ class Engine:
         self._handlers[type(event)](event)
         if self.decode.starved:
             self.decode.relieve(self._preempt_youngest)
-        self.decode.fill()
+        self.decode.fill(self.prefill.running)
         if len(self._met) == len(WORKER_ROLES):
             self._foresee()
-            self.scheduler.schedule(self.decode.num_rows, bool(self.decode.starved))
+            self.scheduler.schedule(self.decode.num_rows, bool(self.decode.starved), self.decode.rows)
         self._decide_plan()
         return books.outbox.take()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from colocate.core.admission import choose_admission
 from colocate.core.books import Books
 from colocate.core.prefill_side import Chunk, PrefillSide
 from colocate.core.request import NEVER, Request, Stage
+from colocate.types import RequestId
 
 # An urgent prompt may hold up a forward under way for at most this share of what that forward still needs.
 URGENT_SHARE = 0.5
@@ -19,6 +22,7 @@ class PrefillScheduler:
     __slots__ = (
         "_books",
         "_decode_starves",
+        "_is_tried_in_decode",
         "_judged",
         "_num_decode_rows",
         "_prospects",
@@ -34,13 +38,15 @@ class PrefillScheduler:
         self.admission = choose_admission(books.settings.admission)
         self._num_decode_rows = 0  # as of this event
         self._decode_starves = False
+        self._is_tried_in_decode = False  # mode `chunked`: a suspect runs alone in the other phase
         self._judged = (0, 0)  # how many had come, and how many batches had been sent, when nobody was urgent last
         self.is_blocked = False  # somebody waits, prefill could take it, and blocks or rows are lacking
 
-    def schedule(self, num_decode_rows: int, decode_starves: bool) -> None:
+    def schedule(self, num_decode_rows: int, decode_starves: bool, decoding: Container[RequestId]) -> None:
         """Send batches until the worker has as many as it may hold, and one more if a prompt is urgent. O(batch)."""
         self.is_blocked = False
         self._num_decode_rows, self._decode_starves = num_decode_rows, decode_starves
+        self._is_tried_in_decode = self._side.suspects.trial in decoding
         num_rows = len(self._side.running) + num_decode_rows
         self._prospects.num_reserved = min(num_rows, self._books.settings.num_blocks // 10)
         if not self._side.online:
@@ -72,7 +78,7 @@ class PrefillScheduler:
         """
         side = self._side
         if side.suspects:
-            if side.batches:
+            if side.batches or self._is_tried_in_decode:
                 return []
             trial = self._trial(most)
             if trial is not None:
