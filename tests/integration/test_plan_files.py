@@ -81,10 +81,14 @@ def test_a_hang_up_reads_the_file_again(tmp_path: Path) -> None:
 
 
 def test_without_a_plan_file_a_hang_up_ends_the_run() -> None:
-    with start_daemon() as daemon:
-        os.kill(daemon.process.pid, signal.SIGHUP)
-        assert daemon.wait_exit(LIMIT_S) == -signal.SIGHUP
-        daemon.assert_nothing_left()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and children inherit that
+    try:
+        with start_daemon() as daemon:
+            os.kill(daemon.process.pid, signal.SIGHUP)
+            assert daemon.wait_exit(LIMIT_S) == -signal.SIGHUP
+            daemon.assert_nothing_left()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
