@@ -281,7 +281,9 @@ class PrefillSide:
         books = self._books
         self.online = False
         books.outbox.drop_worker("prefill")
-        in_flight = self._under_way()
+        # All that were sent, not the first batch alone: a worker that dies at once takes its last report with it, and
+        # the batch it died in then looks like the next one. Innocents lose nothing: only who dies alone is convicted.
+        in_flight = {chunk.request.request_id: chunk.request for batch in self.batches for chunk in batch.chunks}
         self.batches.clear()
         self.begun.clear()
         for request in list(self.running.values()):
@@ -292,7 +294,7 @@ class PrefillSide:
             else:
                 request.incarnation += 1
                 self.begun[request.request_id] = request
-        for request in in_flight:
+        for request in in_flight.values():
             if request.stage is Stage.PREFILLING and self.suspects.died(request):
                 self._convict(request, POISON_MESSAGE, charged_to_worker=True)
 
@@ -302,15 +304,6 @@ class PrefillSide:
             for request in list(self.running.values()):
                 self._forget(request)
                 self._books.requeue(request)
-
-    def _under_way(self) -> list[Request]:
-        """Whose forward may have killed the worker: the first batch, and with an urgent one the forward set aside."""
-        suspects: list[Request] = []
-        for batch in self.batches:
-            suspects += [chunk.request for chunk in batch.chunks]
-            if not batch.urgent:
-                break
-        return suspects
 
     def _convict(self, request: Request, error: str, *, charged_to_worker: bool) -> None:
         if charged_to_worker:
