@@ -28,6 +28,17 @@ HELP: dict[str, tuple[str, str, str]] = {
         "Weights and KV: float32, bfloat16, or auto: the checkpoint's own if it is fast here.",
     ),
     "max_model_len": (MODEL_PANEL, "N", "Longest prompt plus output, in tokens. Default: the model's own limit."),
+    "load_format": (
+        MODEL_PANEL,
+        "NAME",
+        "auto reads the checkpoint; dummy draws random weights of the right shapes, for measurements.",
+    ),
+    "attention_backend": (
+        MODEL_PANEL,
+        "NAME",
+        "GPU: auto (by phase, from a measured table), triton, or flashinfer (prefill only).",
+    ),
+    "enforce_eager": (MODEL_PANEL, "", "GPU: launch every kernel of a decode step by itself instead of one graph."),
     "deterministic": (MODEL_PANEL, "", "Same tokens whatever the batch, plan or worker; somewhat slower."),
     "seed": (
         MODEL_PANEL,
@@ -55,8 +66,35 @@ HELP: dict[str, tuple[str, str, str]] = {
         "Device profile: what the engine predicts from; on the emulated device also its time. See colocate profile.",
     ),
     "latency_profile": (DEVICE_PANEL, "FILE", "Emulated device: predict from another profile than the device's own."),
+    "gpu": (DEVICE_PANEL, "N", "Which GPU, by the driver's number."),
+    "arm": (
+        DEVICE_PANEL,
+        "PLAN",
+        "GPU: a split to prepare at start, e.g. p92d40; may be repeated. Only prepared splits can be switched to. "
+        "Default: those of the plan file, or eight spread over the device.",
+    ),
+    "single_process": (
+        DEVICE_PANEL,
+        "",
+        "Run both phases as two threads of one process, for a GPU where MPS cannot be used.",
+    ),
     "faults": (DEVICE_PANEL, "FAULT", "Emulated device: inject a fault, e.g. decode:exit@step=100; may be repeated."),
-    "kv_memory": (MEMORY_PANEL, "SIZE", "Size of the KV pool, e.g. 2GiB."),
+    "kv_memory": (
+        MEMORY_PANEL,
+        "SIZE",
+        "Size of the KV pool, e.g. 2GiB. Default: 1GiB; on a GPU what --gpu-memory-utilization leaves.",
+    ),
+    "gpu_memory_utilization": (MEMORY_PANEL, "X", "GPU: share of its memory for everything of this run."),
+    "graph_memory": (
+        MEMORY_PANEL,
+        "SIZE",
+        "GPU: most that the CUDA graphs of decode steps may take; batches beyond them run eagerly.",
+    ),
+    "memory_transport": (
+        MEMORY_PANEL,
+        "NAME",
+        "GPU: vmm (file descriptors from a keeper without a context) or ipc (legacy handles from one with).",
+    ),
     "block_size": (MEMORY_PANEL, "N", "Tokens per KV block."),
     "max_num_seqs": (MEMORY_PANEL, "N", "Most requests decoding at once."),
     "max_num_batched_tokens": (

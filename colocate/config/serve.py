@@ -15,6 +15,9 @@ Admission = Literal["throttle", "greedy"]
 Guard = Literal["hysteresis", "dwell", "decode-first", "fallback"]
 GUARDS: tuple[Guard, ...] = ("hysteresis", "dwell", "decode-first", "fallback")
 Dtype = Literal["auto", "float32", "bfloat16"]
+LoadFormat = Literal["auto", "dummy"]
+AttentionBackend = Literal["auto", "triton", "flashinfer"]
+MemoryTransport = Literal["vmm", "ipc"]
 
 GIB = 1 << 30
 
@@ -26,6 +29,9 @@ class ModelConfigSection:
     revision: str | None = None
     dtype: Dtype = "auto"
     max_model_len: int | None = None  # None: the model's own
+    load_format: LoadFormat = "auto"  # "dummy": random weights of the right shapes, for measurements
+    attention_backend: AttentionBackend = "auto"  # CUDA
+    enforce_eager: bool = False  # CUDA: no graphs
     deterministic: bool = False  # reductions independent of batch, plan and phase
     seed: int = 0
 
@@ -36,12 +42,18 @@ class DeviceSection:
     units: int | None = None  # cores to use; emulated: units of the device. None: all that this process may use
     profile: str | None = None  # a profile file: the device's time (emulated), and what the engine predicts from
     latency_profile: str | None = None  # what the engine predicts from, where it is not `profile`
+    gpu: int = 0  # which GPU, by the driver's number
+    arm: tuple[str, ...] = ()  # GPU: splits (by name) that can be switched to; empty: eight spread over the device
+    single_process: bool = False  # both phases in two threads of one process: where MPS cannot be used
     faults: tuple[str, ...] = ()  # emulated: injected faults, e.g. "decode:exit@step=100"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySection:
-    kv_memory: int = 1 * GIB  # bytes of the KV pool
+    kv_memory: int | None = None  # bytes of the KV pool; None: 1 GiB (CPU), what gpu_memory_utilization leaves (GPU)
+    gpu_memory_utilization: float = 0.9  # of the GPU's memory, for everything of this run
+    graph_memory: int = 2 * GIB  # GPU: for the graphs of decode steps; beyond, large batches run eagerly
+    memory_transport: MemoryTransport = "vmm"  # GPU: how workers get at weights and KV
     block_size: int = 16  # tokens per KV block
 
 

@@ -22,6 +22,9 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**63 - 1),
     "units": (1, 4096),
     "kv_memory": (1, None),
+    "gpu": (0, 255),
+    "gpu_memory_utilization": (0.05, 1),
+    "graph_memory": (0, None),
     "block_size": (1, 1024),
     "max_num_seqs": (1, 65536),
     "max_num_batched_tokens": (1, None),
@@ -66,7 +69,7 @@ class Setting:
 
     @property
     def is_size(self) -> bool:
-        return self.kind is int and (self.name.endswith("_bytes") or self.name == "kv_memory")
+        return self.kind is int and (self.name.endswith("_bytes") or self.name in ("kv_memory", "graph_memory"))
 
     @property
     def expected(self) -> str:

@@ -59,11 +59,13 @@ def split_name(prefill_units: int, decode_units: int) -> str:
     return f"p{prefill_units}d{decode_units}"
 
 
-def build_plan_table(total_units: int, granularity: int = 1) -> PlanTable:
+def build_plan_table(total_units: int, granularity: int = 1, decode_shares: tuple[int, ...] = ()) -> PlanTable:
     """Every split whose decode share is a multiple of `granularity`, then all-prefill, all-decode and shared.
 
-    With fewer than two atoms nothing can be split and `shared` is the only plan. The default split gives decode about
-    a third of the atoms: a decode step is bound by memory bandwidth and saturates early, a prefill is not.
+    `decode_shares` keeps the splits that are armed, where a switch needs things made beforehand (GPU: streams and one
+    set of graphs per share); empty: all of them. With fewer than two atoms nothing can be split and `shared` is the
+    only plan. The default split gives decode about a third of the atoms: a decode step is bound by memory bandwidth
+    and saturates early, a prefill is not.
     """
     if total_units < 1 or granularity < 1:
         problem = f"cannot partition {total_units} units in steps of {granularity}"
@@ -72,10 +74,16 @@ def build_plan_table(total_units: int, granularity: int = 1) -> PlanTable:
     num_atoms = total_units // granularity
     if num_atoms < 2:
         return PlanTable(total_units, (shared,), SHARED)
+    legal = range(granularity, (num_atoms - 1) * granularity + 1, granularity)
+    unknown = sorted(set(decode_shares) - set(legal))
+    if unknown:
+        problem = f"{unknown[0]} units cannot be a decode share of {total_units} in steps of {granularity}"
+        raise ConfigError("arm", problem, f"choose among {', '.join(map(str, legal))}")
     splits = tuple(
         Plan(split_name(total_units - decode_units, decode_units), total_units - decode_units, decode_units)
-        for decode_units in range(granularity, (num_atoms - 1) * granularity + 1, granularity)
+        for decode_units in sorted(decode_shares or legal)
     )
-    default = splits[max(1, round(num_atoms / 3)) - 1]
+    third = max(1, round(num_atoms / 3)) * granularity
+    default = min(splits, key=lambda plan: abs(plan.decode_units - third))
     ends = (Plan(ALL_PREFILL, total_units, 0), Plan(ALL_DECODE, 0, total_units))
     return PlanTable(total_units, (*splits, *ends, shared), default.name)

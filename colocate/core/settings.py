@@ -23,6 +23,7 @@ class EngineSettings(Struct, frozen=True):
     max_queue: int
     total_units: int
     unit_granularity: int = 1
+    decode_shares: tuple[int, ...] = ()  # of the splits that are armed; empty: all
     mode: Mode = "colocated"
     plan: str = "elastic"
     # A second batch waits at the prefill worker while one runs, so that it never idles for a round trip; more would
@@ -44,7 +45,7 @@ class EngineSettings(Struct, frozen=True):
     latency: DeviceProfile | None = None  # without its samples; None: nothing can be predicted
 
     def plan_table(self) -> PlanTable:
-        return build_plan_table(self.total_units, self.unit_granularity)
+        return build_plan_table(self.total_units, self.unit_granularity, self.decode_shares)
 
     def check(self) -> None:
         """Raises ConfigError where the settings contradict each other."""

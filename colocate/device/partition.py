@@ -8,7 +8,8 @@ from typing import Protocol
 class Partition(Protocol):
     """Owned by one worker process; used from its main loop only.
 
-    Implementations: `device/cpu/partition.py` (affinity and intra-op threads), `device/emulated/partition.py`.
+    Implementations: `device/cpu/partition.py` (affinity), `device/emulated/partition.py`, `device/cuda/partition.py`
+    (green contexts).
     """
 
     @property
@@ -19,9 +20,14 @@ class Partition(Protocol):
     def apply(self, units: tuple[int, ...]) -> None:
         """Confine all work of this process launched from now on to these units (numbers as in `core.plan`).
 
-        Called at a boundary, never while a kernel of this process runs. An empty share is legal: nothing is launched
-        until the next call. Raises ConfigError if the partition cannot be put in force.
+        Called at a boundary. Work launched before may still be under way on a GPU: see `settled`. An empty share is
+        legal: nothing is launched until the next call. Raises ConfigError if the partition cannot be put in force.
         """
+        ...
+
+    def settled(self) -> bool:
+        """Whether all work launched under earlier shares is done: only then are units given up free for others.
+        Does not wait."""
         ...
 
     def realised(self) -> tuple[int, ...]:

@@ -26,6 +26,10 @@ class DeviceFacts:
     total_units: int
     unit_granularity: int
     unit_ids: tuple[int, ...]
+    decode_shares: tuple[int, ...] = ()  # of the splits that are armed; empty: all
+    index: int = 0  # CUDA's number of the GPU
+    total_bytes: int = 0  # of the GPU's memory
+    free_bytes: int = 0
 
 
 def resolve_device(section: DeviceSection) -> DeviceFacts:

@@ -27,6 +27,9 @@ class RuntimeFacts(Struct, frozen=True):
     latency: DeviceProfile | None = None  # what the engine predicts from, without samples; None: it cannot
     candidates: tuple[str, ...] = ()  # of the plan file as it was at start; empty: every plan of the device
     best_static: str = ""  # of the plan file
+    decode_shares: tuple[int, ...] = ()  # of the splits that are armed; empty: every split of the device
+    device_index: int = 0  # CUDA's number of the GPU
+    graph_bytes: int = 0  # CUDA: what the graphs of decode may take of the device; 0: none are captured
 
 
 class OneShot(Struct, frozen=True):

@@ -20,6 +20,7 @@ def core_settings(config: ServeConfig, facts: RuntimeFacts, last_plan_seq: int =
         max_queue=scheduler.max_queue,
         total_units=facts.total_units,
         unit_granularity=facts.unit_granularity,
+        decode_shares=facts.decode_shares,
         mode=scheduler.mode,
         plan=scheduler.plan,
         first_plan_seq=last_plan_seq + 1,

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from colocate.config.serve import SchedulerSection, ServeConfig
+from colocate.config.serve import GIB, SchedulerSection, ServeConfig
 from colocate.config.sizes import format_size
 from colocate.config.slo import slo_classes
 from colocate.core.latency import LatencyModel
@@ -45,11 +45,12 @@ def prepare(config: ServeConfig) -> Startup:
     model_dir = locate_model(config.model.model, config.model.revision)
     model = load_model_config(model_dir)
     device = resolve_device(config.device)
-    plans = build_plan_table(device.total_units, device.unit_granularity)
+    plans = build_plan_table(device.total_units, device.unit_granularity, device.decode_shares)
     notes: list[str] = []
     dtype = _choose_dtype(config.model.dtype, model, device, notes)
+    kv_memory = config.memory.kv_memory or GIB
     kv_bytes_per_block = KVLayout(model, dtype, 1, config.memory.block_size).nbytes
-    num_blocks = KVLayout.num_blocks_for(config.memory.kv_memory, model, dtype, config.memory.block_size)
+    num_blocks = KVLayout.num_blocks_for(kv_memory, model, dtype, config.memory.block_size)
     max_model_len = _choose_length(config, model, num_blocks, notes)
     weights_bytes, kv_bytes = WeightLayout.of(model, dtype).nbytes, num_blocks * kv_bytes_per_block
     if device.kind != "emulated":
@@ -75,6 +76,8 @@ def prepare(config: ServeConfig) -> Startup:
         latency=engine_latency(config.device, device, model, label, dtype, notes),
         candidates=choice.candidates,
         best_static=choice.best_static,
+        decode_shares=device.decode_shares,
+        device_index=device.index,
     )
     _check_policies(config, facts, plans)
     if facts.latency is not None and not facts.latency.is_measured and _predicts(config.scheduler, plans):
@@ -144,7 +147,9 @@ def _choose_length(config: ServeConfig, model: ModelConfig, num_blocks: int, not
     if wanted is not None and wanted > own:
         raise ConfigError("max_model_len", f"{wanted} is over the model's own limit", f"at most {own}")
     if wanted is not None and wanted > fits:
-        need = format_size(-(-wanted // config.memory.block_size) * (config.memory.kv_memory // max(1, num_blocks)))
+        need = format_size(
+            -(-wanted // config.memory.block_size) * ((config.memory.kv_memory or GIB) // max(1, num_blocks))
+        )
         problem = f"a request of max_model_len {wanted} tokens does not fit: the pool holds {fits}"
         raise ConfigError(
             "kv_memory", problem, f"give --kv-memory {need.replace(' ', '')} or more, or lower --max-model-len"

@@ -93,7 +93,7 @@ class CpuDevice:
         seq, plan_index = self._board.plan()
         units = tuple(range(facts.total_units))
         if seq:
-            table = build_plan_table(facts.total_units, facts.unit_granularity)
+            table = build_plan_table(facts.total_units, facts.unit_granularity, facts.decode_shares)
             own_end = units[:1] if role is Role.DECODE else units[-1:]
             units = table.plans[plan_index].units_of(role, facts.total_units) or own_end
         self._partition.apply(units)

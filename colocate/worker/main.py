@@ -81,7 +81,7 @@ def build_loop(
 ) -> tuple[WorkerLoop, Station]:
     """The loop of this role over the executor of this device, warmed up."""
     device = open_device(spec, control, board, link)
-    table = build_plan_table(spec.facts.total_units, spec.facts.unit_granularity)
+    table = build_plan_table(spec.facts.total_units, spec.facts.unit_granularity, spec.facts.decode_shares)
     limits, clock_ns = spec.config.supervisor, time.monotonic_ns
     progress = Progress(spec.role, board, clock_ns, limits.progress_factor, limits.progress_floor_s)
 

@@ -53,6 +53,10 @@ class CpuPartition:
                 _confine(thread_id, cores)
             done |= fresh
 
+    def settled(self) -> bool:
+        """Always: `apply` is called between two pieces of work."""
+        return True
+
     def realised(self) -> tuple[int, ...]:
         """Units that any thread of this process may run on; () under an empty share."""
         if self._is_empty:

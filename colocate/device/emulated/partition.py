@@ -21,5 +21,8 @@ class EmulatedPartition:
             raise ConfigError("plan", f"units {units} are not all among the {self._total_units} emulated ones")
         self._units = units
 
+    def settled(self) -> bool:
+        return True
+
     def realised(self) -> tuple[int, ...]:
         return self._units

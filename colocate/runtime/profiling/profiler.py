@@ -64,7 +64,9 @@ class Profiler:
         self._total_units = spec.facts.total_units
         is_cpu = spec.facts.device_kind == "cpu"
         self._core_ids = spec.facts.unit_ids if is_cpu else sorted(os.sched_getaffinity(0))
-        self._setups = all_setups(build_plan_table(spec.facts.total_units, spec.facts.unit_granularity))
+        self._setups = all_setups(
+            build_plan_table(spec.facts.total_units, spec.facts.unit_granularity, spec.facts.decode_shares)
+        )
         self._waiting = {role: WaitingTime(pid) for role, pid in line.worker_pids.items()}
         self._plan_index = -1
 

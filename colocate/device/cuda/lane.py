@@ -1,0 +1,54 @@
+"""A lane: where a worker's kernels go. One stream, confined to one share of the device.
+
+Two implementations: `GreenLane` over a stream of a green context, and `InlineLane`, where work is done when a call
+returns (torch on the CPU, Triton's interpreter): the worker's code runs unchanged on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+
+class Mark(Protocol):
+    """A point in a lane's work."""
+
+    def is_done(self) -> bool:
+        """Whether everything launched before it has finished. Raises CudaError where the GPU has faulted."""
+        ...
+
+    def wait(self) -> None:
+        """Sleep, without spinning, until it is done."""
+        ...
+
+
+class Graph(Protocol):
+    """Work that was captured once. It stays in the partition of the lane that captured it."""
+
+    def replay(self) -> None:
+        """Launch it on its lane. Inputs are whatever lies in the captured buffers now."""
+        ...
+
+
+class Lane(Protocol):
+    """Owned by one worker. Kernels and copies issued inside `use()` go to it, in order."""
+
+    @property
+    def num_sms(self) -> int:
+        """Read back from the driver; 0 on an inline lane stands for "not a GPU"."""
+        ...
+
+    def use(self) -> AbstractContextManager[None]: ...
+
+    def mark(self) -> Mark:
+        """After everything launched so far."""
+        ...
+
+    def follow(self, mark: Mark) -> None:
+        """What is launched from here on waits, on the device, for `mark` of another lane of this process."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Record `work` without running it. Everything it needs was allocated and warmed up before."""
+        ...
