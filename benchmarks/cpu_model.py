@@ -37,7 +37,7 @@ from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.messages.spec import RuntimeFacts
 from colocate.model.config import ModelConfig, load_model_config
 from colocate.model.layout import KVLayout, WeightLayout
-from colocate.model.llama import LayerWeights, all_layer_weights, map_weights
+from colocate.model.llama import LayerWeights, all_layer_weights, bytes_tensor, map_weights
 from colocate.model.native import load_kernels
 from colocate.worker.executor import StandingRow
 from colocate.worker.model_executor import ModelDecodeExecutor, ModelPrefillExecutor
@@ -67,7 +67,7 @@ def take_weights(hf: Any) -> tuple[ModelConfig, bytearray]:
         config = load_model_config(Path(directory))
     layout = WeightLayout.of(config, "float32")
     buffer = bytearray(layout.nbytes)
-    tensors, state = map_weights(layout, memoryview(buffer)), hf.state_dict()
+    tensors, state = map_weights(layout, bytes_tensor(memoryview(buffer))), hf.state_dict()
     for entry in layout.entries:
         for part in entry.parts:
             tensors[entry.name][part.first_row : part.first_row + part.num_rows] = state[part.checkpoint_name]
@@ -215,7 +215,7 @@ def floor_s(config: ModelConfig, rates: dict[str, float], new: int, keys: int, k
 def measure_decode(
     hf: Any, config: ModelConfig, weights: bytearray, rates: dict[str, float], cases: list[tuple[int, int]], turns: int
 ) -> Iterator[dict[str, Any]]:
-    tensors = map_weights(WeightLayout.of(config, "float32"), memoryview(weights))
+    tensors = map_weights(WeightLayout.of(config, "float32"), bytes_tensor(memoryview(weights)))
     steps = 6
     for batch, context in cases:
         room = (steps + 1) * turns + 2

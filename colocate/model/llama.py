@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm
 
 from colocate.model.attention.seam import Attention, DecodeRows, HybridRows, PrefillRows
-from colocate.model.config import ModelConfig
+from colocate.model.config import DTYPE_BYTES, ModelConfig
 from colocate.model.layout import KVLayout, WeightLayout
 from colocate.model.linear import Linear
 from colocate.model.rope import rotate_
@@ -24,29 +25,27 @@ from colocate.model.scratch import Scratch
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def map_weights(layout: WeightLayout, buffer: memoryview) -> dict[str, Tensor]:
-    """Every entry as a view of `buffer`, which stays the caller's and must outlive them. Never written."""
+def bytes_tensor(buffer: memoryview) -> Tensor:
+    """Host memory as a uint8 tensor over it, no copy. A read-only buffer stays read-only: a write would fault."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return {
-            entry.name: torch.frombuffer(
-                buffer, dtype=TORCH_DTYPES[entry.dtype], count=_numel(entry.shape), offset=entry.offset_bytes
-            ).view(entry.shape)
-            for entry in layout.entries
-        }
+        return torch.frombuffer(buffer, dtype=torch.uint8)
 
 
-def map_kv(layout: KVLayout, buffer: memoryview) -> Tensor:
-    """The pool as one tensor over `buffer`, which must be writable and outlive it."""
-    shape = layout.shape
-    return torch.frombuffer(buffer, dtype=TORCH_DTYPES[layout.dtype], count=_numel(shape)).view(shape)
+def map_weights(layout: WeightLayout, data: Tensor) -> dict[str, Tensor]:
+    """Every entry as a view of `data`, the segment's bytes (uint8, any device), which must outlive them. Never
+    written. The segment may be longer than the layout."""
+    return {entry.name: _view(data, entry.offset_bytes, entry.shape, entry.dtype) for entry in layout.entries}
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def map_kv(layout: KVLayout, data: Tensor) -> Tensor:
+    """The pool as one tensor over `data`, the segment's bytes (uint8, any device), writable and longer-lived."""
+    return _view(data, 0, layout.shape, layout.dtype)
+
+
+def _view(data: Tensor, offset_bytes: int, shape: tuple[int, ...], dtype: str) -> Tensor:
+    part = data.narrow(0, offset_bytes, prod(shape) * DTYPE_BYTES[dtype])
+    return part.view(TORCH_DTYPES[dtype]).view(shape)
 
 
 @dataclass(frozen=True, slots=True)

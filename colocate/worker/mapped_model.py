@@ -10,7 +10,7 @@ from colocate.model.config import ModelConfig
 from colocate.model.kv import KVPool
 from colocate.model.layout import KVLayout, WeightLayout
 from colocate.model.linear import linear_for
-from colocate.model.llama import TORCH_DTYPES, LlamaModel, map_kv, map_weights
+from colocate.model.llama import TORCH_DTYPES, LlamaModel, bytes_tensor, map_kv, map_weights
 from colocate.model.native_layers import native_layers_for
 from colocate.model.rope import RotaryTable
 from colocate.model.sampler import Sampler
@@ -27,10 +27,10 @@ class MappedModel:
     ) -> None:
         self.config = config
         self.block_size = facts.block_size
-        pool = KVPool(map_kv(KVLayout(config, facts.dtype, facts.num_blocks, facts.block_size), kv))
+        pool = KVPool(map_kv(KVLayout(config, facts.dtype, facts.num_blocks, facts.block_size), bytes_tensor(kv)))
         thread_counts = sorted({1, 2, facts.total_units})
         attention = attention_for(config, pool, deterministic, thread_counts)
-        tensors = map_weights(WeightLayout.of(config, facts.dtype), weights)
+        tensors = map_weights(WeightLayout.of(config, facts.dtype), bytes_tensor(weights))
         fused = native_layers_for(config, tensors, pool, deterministic)
         linear = linear_for(tensors, deterministic, thread_counts)
         # The native layers compute in float32. Rounding between calls would make the result depend on the slicing.

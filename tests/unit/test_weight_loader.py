@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from colocate.errors import ConfigError
 from colocate.model.config import load_model_config
 from colocate.model.layout import WeightLayout
-from colocate.model.llama import map_weights
+from colocate.model.llama import bytes_tensor, map_weights
 from colocate.model.loader import load_weights
 from tests.checkpoints import make_checkpoint
 
@@ -28,7 +28,7 @@ def load(directory: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:
     done = [step[0] for step in steps]
     assert done == sorted(done)
     assert layout.nbytes - 64 * len(layout.entries) < done[-1] <= layout.nbytes
-    return map_weights(layout, memoryview(buffer))
+    return map_weights(layout, bytes_tensor(memoryview(buffer)))
 
 
 def test_projections_are_fused_in_order(tmp_path: Path) -> None:
