@@ -84,7 +84,7 @@ class Memory:
         if asked == self._refused and not self.can_allocate(self._needed_by_refused + num_reserved):
             return False
         num_available = self.num_available
-        tokens, match = self._acquire(request, now_ns)
+        tokens, match = self._acquire(request)
         missing = self.pool.blocks_for(request.num_prefill_tokens) - len(match.blocks)
         if not self.can_allocate(missing + num_reserved):
             self._refused = asked
@@ -103,12 +103,12 @@ class Memory:
             self.tree.uncount(len(tokens), len(match.blocks))
         return True
 
-    def _acquire(self, request: Request, now_ns: int) -> tuple[list[TokenId], PrefixMatch]:
+    def _acquire(self, request: Request) -> tuple[list[TokenId], PrefixMatch]:
         """The tokens looked up, and what was found: nothing of either where it may not reuse."""
         if not self._may_reuse(request):
             return [], PrefixMatch(None, [])
         tokens = request.prefill_tokens(0, request.num_prefill_tokens)
-        return tokens, self.tree.acquire(request.cache_salt, tokens, len(tokens) - 1, now_ns)
+        return tokens, self.tree.acquire(request.cache_salt, tokens, len(tokens) - 1)
 
     def remember(self, request: Request, now_ns: int) -> None:
         """Full blocks of confirmed tokens enter the tree. O(new blocks)."""

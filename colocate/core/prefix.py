@@ -85,7 +85,7 @@ class PrefixTree:
         """Tokens that `acquire` would find now: a multiple of the block size, at most `max_tokens`. Changes nothing."""
         return sum(1 for _ in self._walk(salt, token_ids, max_tokens)) * self._pool.block_size
 
-    def acquire(self, salt: str, token_ids: Sequence[TokenId], max_tokens: int, now_ns: int) -> PrefixMatch:
+    def acquire(self, salt: str, token_ids: Sequence[TokenId], max_tokens: int) -> PrefixMatch:
         """Pin the longest cached prefix and share its blocks: the caller puts them at the head of its block table.
 
         The caller gives the blocks back to the pool itself, and the pins with `release`.

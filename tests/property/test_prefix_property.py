@@ -56,7 +56,7 @@ class World:
         expected = self.expected_match(salt, tokens, max_tokens)
         assert self.tree.match_length(salt, tokens, max_tokens) == len(expected) * SIZE
         hits = self.tree.num_hits
-        node, blocks = self.tree.acquire(salt, tokens, max_tokens, self.now_ns)
+        node, blocks = self.tree.acquire(salt, tokens, max_tokens)
         assert blocks == [self.block_of[prefix] for prefix in expected]
         assert self.tree.num_hits - hits == len(expected) * SIZE
         self.pins.update(expected)

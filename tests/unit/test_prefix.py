@@ -27,7 +27,7 @@ class World:
 
     def start(self, tokens: list[int], salt: str = "") -> tuple[PrefixNode | None, list[int]]:
         """A request that reuses what it finds, computes the rest, and stays."""
-        node, blocks = self.tree.acquire(salt, tokens, len(tokens), self.tick())
+        node, blocks = self.tree.acquire(salt, tokens, len(tokens))
         table = blocks + self.pool.allocate(self.pool.blocks_for(len(tokens)) - len(blocks))
         return self.tree.extend(node, salt, tokens, table, len(tokens), self.tick()), table
 
@@ -58,7 +58,7 @@ def test_only_full_blocks_are_found_and_never_more_than_asked_for() -> None:
     assert match("", tokens, 3) == 0
     assert match("", tokens[:7], 100) == 4
     assert match("", sequence(1, 3), 100) == 4
-    node, blocks = world.tree.acquire("", tokens, 11, world.tick())
+    node, blocks = world.tree.acquire("", tokens, 11)
     assert blocks == table[:2]
     assert [world.pool.ref_count(block) for block in table[:3]] == [2, 2, 1]
     world.finish((node, blocks))
@@ -70,7 +70,7 @@ def test_tokens_asked_for_and_found_are_counted_by_acquire_alone() -> None:
     world.run(sequence(1, 2))
     world.tree.match_length("", sequence(1, 2), 8)
     assert (world.tree.num_queries, world.tree.num_hits) == (8, 0)
-    world.tree.acquire("", [*sequence(1), 5, 5], 6, world.tick())
+    world.tree.acquire("", [*sequence(1), 5, 5], 6)
     assert (world.tree.num_queries, world.tree.num_hits) == (14, 4)
 
 

@@ -55,9 +55,9 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     walks: list[int] = []
     acquire = PrefixTree.acquire
 
-    def counting(tree: PrefixTree, salt: str, tokens: list[int], max_tokens: int, now_ns: int) -> PrefixMatch:
+    def counting(tree: PrefixTree, salt: str, tokens: list[int], max_tokens: int) -> PrefixMatch:
         walks.append(len(tokens))
-        return acquire(tree, salt, tokens, max_tokens, now_ns)
+        return acquire(tree, salt, tokens, max_tokens)
 
     monkeypatch.setattr(PrefixTree, "acquire", counting)
     return walks
