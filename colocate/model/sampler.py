@@ -32,7 +32,7 @@ Float64s: TypeAlias = NDArray[np.float64]
 Int64s: TypeAlias = NDArray[np.int64]
 
 # Dividing by less would make any difference of logits decide the draw, and in the end overflow.
-_GREEDY_BELOW = 1e-5
+GREEDY_BELOW = 1e-5
 # Far beyond any logit (float32 ends at 3.4e38), and still finite when divided by the lowest temperature.
 _MAX_SCORE = 1e100
 
@@ -216,7 +216,7 @@ def _is_untouched(state: SampleState) -> bool:
 
 
 def _is_greedy(state: SampleState) -> bool:
-    return state.params.temperature < _GREEDY_BELOW
+    return state.params.temperature < GREEDY_BELOW
 
 
 def _is_plain_greedy(state: SampleState) -> bool:
