@@ -11,14 +11,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# Codes that callers tell apart (cuda.h).
+# Codes that callers tell apart (cuda.h's CUresult; tests hold them against the enum of cuda-bindings).
+INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
+NOT_INITIALIZED = 3
 NO_DEVICE = 100
-INVALID_RESOURCE = 914  # CUDA_ERROR_INVALID_RESOURCE_TYPE and _CONFIGURATION are 914 and 915
+INVALID_DEVICE = 101
+INVALID_CONTEXT = 201
+INVALID_HANDLE = 400
+NOT_FOUND = 500
 ILLEGAL_ADDRESS = 700
+MPS_CONNECTION_FAILED = 805
+MPS_RPC_FAILURE = 806
 MPS_SERVER_NOT_READY = 807
-# After one of these a process can do nothing more with the GPU, and its MPS neighbours neither.
-FATAL = frozenset({ILLEGAL_ADDRESS, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720})
+INVALID_RESOURCE = 914  # of the wrong type
+INVALID_CONFIGURATION = 915  # groups of two splits, sizes that the device does not have
+UNKNOWN = 999
+# After one of these a process can do nothing more with the GPU. cuda.h says so of the faults of a kernel (700 to 721)
+# and of uncorrectable errors of memory and links (214, 220, 226); 709 is a context that somebody destroyed; after 806
+# and 810 the MPS server is gone or has ended this client. A kernel's fault reaches its MPS neighbours, too.
+FATAL = frozenset({214, 220, 226, ILLEGAL_ADDRESS, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 806, 810})
+
+NAMES = {
+    INVALID_VALUE: "CUDA_ERROR_INVALID_VALUE",
+    OUT_OF_MEMORY: "CUDA_ERROR_OUT_OF_MEMORY",
+    NOT_INITIALIZED: "CUDA_ERROR_NOT_INITIALIZED",
+    NO_DEVICE: "CUDA_ERROR_NO_DEVICE",
+    INVALID_DEVICE: "CUDA_ERROR_INVALID_DEVICE",
+    INVALID_CONTEXT: "CUDA_ERROR_INVALID_CONTEXT",
+    INVALID_HANDLE: "CUDA_ERROR_INVALID_HANDLE",
+    NOT_FOUND: "CUDA_ERROR_NOT_FOUND",
+    ILLEGAL_ADDRESS: "CUDA_ERROR_ILLEGAL_ADDRESS",
+    MPS_CONNECTION_FAILED: "CUDA_ERROR_MPS_CONNECTION_FAILED",
+    MPS_RPC_FAILURE: "CUDA_ERROR_MPS_RPC_FAILURE",
+    MPS_SERVER_NOT_READY: "CUDA_ERROR_MPS_SERVER_NOT_READY",
+    INVALID_RESOURCE: "CUDA_ERROR_INVALID_RESOURCE_TYPE",
+    INVALID_CONFIGURATION: "CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION",
+    UNKNOWN: "CUDA_ERROR_UNKNOWN",
+}
 
 
 class CudaError(Exception):
@@ -33,6 +63,11 @@ class CudaError(Exception):
     @property
     def is_fatal(self) -> bool:
         return self.code in FATAL
+
+
+def cuda_error(call: str, code: int) -> CudaError:
+    """One of the codes above, by its name in cuda.h."""
+    return CudaError(call, code, NAMES.get(code, f"CUDA error {code}"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ returns (torch on the CPU, Triton's interpreter): the worker's code runs unchang
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -52,3 +52,54 @@ class Lane(Protocol):
     def capture(self, work: Callable[[], None]) -> Graph:
         """Record `work` without running it. Everything it needs was allocated and warmed up before."""
         ...
+
+
+class _DoneMark:
+    """Work of an inline lane is over when it was launched; only a faulted device is news."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def is_done(self) -> bool:
+        self._check()
+        return True
+
+    def wait(self) -> None:
+        self._check()
+
+
+class _InlineGraph:
+    def __init__(self, work: Callable[[], None], check: Callable[[], None]) -> None:
+        self._work = work
+        self._check = check
+
+    def replay(self) -> None:
+        self._check()
+        self._work()
+
+
+class InlineLane:
+    """`check` raises CudaError where the (fake) device has faulted."""
+
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
+
+    @property
+    def num_sms(self) -> int:
+        return 0
+
+    def use(self) -> AbstractContextManager[None]:
+        self._check()
+        return nullcontext()
+
+    def mark(self) -> Mark:
+        self._check()
+        return _DoneMark(self._check)
+
+    def follow(self, mark: Mark) -> None:
+        self._check()
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """The graph is the work itself: it reads the buffers it closed over when it is replayed."""
+        self._check()
+        return _InlineGraph(work, self._check)
