@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from colocate.workload.rows import Workload, WorkloadRow
 # Ids that are words in every tokenizer at hand: neither special tokens nor single bytes.
 VOCABULARY = range(300, 2000)
 TOO_MANY = 429
+USAGE: Mapping[str, bool] = {"include_usage": True}
 _AHEAD_S = 0.0015  # `asyncio.sleep` wakes up to a millisecond late: the rest is waited for turn by turn
 
 
@@ -77,14 +78,24 @@ class LiveRun:
 class OpenLoop:
     """One run of one workload. Used once."""
 
-    def __init__(self, workload: Workload, port: int, model: str, *, seed: int = 0, drain_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        port: int,
+        model: str,
+        *,
+        seed: int = 0,
+        drain_s: float = 60.0,
+        stream_options: Mapping[str, bool] = USAGE,
+    ) -> None:
         """`seed` draws the prompts: equal prefixes give equal tokens. `drain_s`: how long requests may finish after the
-        last one was due; the rest is cut off and unfinished."""
+        last one was due; the rest is cut off and unfinished. `stream_options`: what this server is asked for."""
         self._workload = workload
         self._port = port
         self._model = model
         self._seed = seed
         self._drain_s = drain_s
+        self._stream_options = dict(stream_options)
         self._layouts = lay_out(workload.rows)
         # A later turn of a session holds the answer to the one before, which is known once that has come.
         self._prompts = [
@@ -115,7 +126,7 @@ class OpenLoop:
 
     async def _send(self, index: int, row: WorkloadRow) -> None:
         record = self._streams[index]
-        extra: dict[str, object] = {"stream_options": {"include_usage": True}}
+        extra: dict[str, object] = {"stream_options": self._stream_options}
         if row.slo_class:
             extra["slo_class"] = row.slo_class
         layout = self._layouts[index]
@@ -163,9 +174,18 @@ class OpenLoop:
         )
 
 
-def offer(workload: Workload, port: int, model: str, *, seed: int = 0, drain_s: float = 60.0) -> LiveRun:
+def offer(
+    workload: Workload,
+    port: int,
+    model: str,
+    *,
+    seed: int = 0,
+    drain_s: float = 60.0,
+    stream_options: Mapping[str, bool] = USAGE,
+) -> LiveRun:
     """Send the workload to the server on this port of this machine."""
-    return asyncio.run(OpenLoop(workload, port, model, seed=seed, drain_s=drain_s).run())
+    loop = OpenLoop(workload, port, model, seed=seed, drain_s=drain_s, stream_options=stream_options)
+    return asyncio.run(loop.run())
 
 
 async def _until(due_s: float) -> None:

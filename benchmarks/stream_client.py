@@ -79,12 +79,15 @@ def _take(record: StreamRecord, data: bytes) -> None:
     if "error" in event:
         record.error = event["error"]["message"]
         return
-    if usage := event.get("usage"):
-        record.num_cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
+    usage = event.get("usage") or {}
+    if details := usage.get("prompt_tokens_details"):
+        record.num_cached_tokens = details.get("cached_tokens") or 0
     for choice in event["choices"]:
         token_ids = choice.get("token_ids") or []
         record.token_ids += token_ids
-        record.token_s += [now_s] * len(token_ids)
+        # A server that sends no token ids may still count what it has sent (`continuous_usage_stats`).
+        num_new = len(token_ids) or max(0, (usage.get("completion_tokens") or 0) - len(record.token_s))
+        record.token_s += [now_s] * num_new
         record.finish_reason = choice.get("finish_reason") or record.finish_reason
 
 
