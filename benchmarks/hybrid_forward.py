@@ -29,7 +29,7 @@ from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.messages.spec import RuntimeFacts
 from colocate.model.config import load_model_config
 from colocate.model.layout import KVLayout, WeightLayout
-from colocate.model.loader import load_weights
+from colocate.model.loader import HostMemory, load_weights
 from colocate.worker.executor import StandingRow
 from colocate.worker.hybrid_executor import ModelHybridExecutor
 
@@ -49,7 +49,7 @@ def build(shape: str) -> tuple[ModelHybridExecutor, int]:
         config = load_model_config(model_dir)
         layout = WeightLayout.of(config, "float32")
         weights = bytearray(layout.nbytes)
-        load_weights(model_dir, config, layout, memoryview(weights), lambda done, total: None)
+        load_weights(model_dir, config, layout, HostMemory(memoryview(weights)), lambda done, total: None)
     facts = RuntimeFacts(
         device_kind="cpu", device_name="cpu", total_units=1, unit_granularity=1, unit_ids=(0,), model_name=shape,
         model_dir="", dtype="float32", vocab_size=config.vocab_size, max_model_len=4096, num_blocks=num_blocks,

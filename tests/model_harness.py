@@ -15,7 +15,7 @@ from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.messages.spec import RuntimeFacts
 from colocate.model.config import ModelConfig, load_model_config
 from colocate.model.layout import KVLayout, WeightLayout
-from colocate.model.loader import load_weights
+from colocate.model.loader import HostMemory, load_weights
 from colocate.worker.executor import StandingRow
 from colocate.worker.model_executor import ModelDecodeExecutor, ModelPrefillExecutor
 
@@ -57,7 +57,7 @@ class Harness:
         config = load_model_config(model_dir)
         layout = WeightLayout.of(config, dtype)
         weights = bytearray(layout.nbytes)
-        load_weights(model_dir, config, layout, memoryview(weights), lambda done, total: None)
+        load_weights(model_dir, config, layout, HostMemory(memoryview(weights)), lambda done, total: None)
         facts = facts_for(config, dtype, num_blocks, block_size)
         kv_layout = KVLayout(config, dtype, num_blocks, block_size)
         kv = bytearray(kv_layout.nbytes)

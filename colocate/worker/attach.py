@@ -29,7 +29,7 @@ class AttachedMemory:
 def attach(spec: ProcessSpec) -> AttachedMemory:
     """Map weights and KV. Waits while the keeper still loads, at most the start deadline; raises ChannelClosed."""
     deadline_s = time.monotonic() + spec.config.supervisor.start_timeout_s
-    with _connect(spec.keeper_address, deadline_s) as peer:
+    with connect_until(spec.keeper_address, deadline_s) as peer:
         peer.settimeout(max(0.1, deadline_s - time.monotonic()))
         segments, crc32 = receive_segments(peer)
     weights, kv = segments["weights"], segments["kv"]
@@ -40,7 +40,8 @@ def attach(spec: ProcessSpec) -> AttachedMemory:
     return attached
 
 
-def _connect(address: str, deadline_s: float) -> socket.socket:
+def connect_until(address: str, deadline_s: float) -> socket.socket:
+    """A connection to the keeper, which may still have to start. Raises ChannelClosed after the deadline."""
     while True:
         try:
             return connect_to(address)

@@ -1,5 +1,7 @@
 """How the keeper hands its segments to a worker: one packet with their names and sizes, the descriptors beside it.
 
+Host memory travels as memfd descriptors, memory of a GPU as descriptors of the driver (vmm) or as tokens (ipc).
+
 The address is an abstract Unix socket. Both ends check that the other runs as the same user; anyone may connect to an
 abstract address, and anyone may have taken it first.
 """
@@ -20,12 +22,25 @@ _MAX_SEGMENTS = 8
 _UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
+class SegmentEntry(Struct, frozen=True, array_like=True):
+    """One segment. `reserved_bytes` is `num_bytes` rounded up to what the device allocates in; `token` is of ipc."""
+
+    name: str
+    num_bytes: int
+    reserved_bytes: int
+    token: bytes = b""
+
+
 class SegmentTable(Struct, frozen=True):
     """What lies in the segments. `weights_crc32` is of the weights as loaded, so that a worker can prove what it
     maps."""
 
-    segments: list[tuple[str, int]]  # name, bytes; in the order of the descriptors
+    transport: str  # memfd, vmm or ipc
+    segments: list[SegmentEntry]  # in the order of the descriptors; ipc has none
     weights_crc32: int
+
+
+MEMFD = "memfd"
 
 
 def listen_at(address: str) -> socket.socket:
@@ -56,13 +71,13 @@ def is_same_user(peer: socket.socket) -> bool:
     return bool(uid == os.geteuid())
 
 
-def send_segments(peer: socket.socket, segments: list[Segment], weights_crc32: int) -> None:
-    table = SegmentTable([(segment.name, segment.num_bytes) for segment in segments], weights_crc32)
-    socket.send_fds(peer, [msgpack.encode(table)], [segment.fd for segment in segments])
+def send_table(peer: socket.socket, table: SegmentTable, fds: list[int]) -> None:
+    """Descriptors stay the caller's. Raises OSError where the peer is gone."""
+    socket.send_fds(peer, [msgpack.encode(table)], fds)
 
 
-def receive_segments(peer: socket.socket) -> tuple[dict[str, Segment], int]:
-    """The segments by name, owned by the caller, and the checksum. Blocks as long as the socket's time-out.
+def receive_table(peer: socket.socket) -> tuple[SegmentTable, list[int]]:
+    """The table and its descriptors, owned by the caller. Blocks as long as the socket's time-out.
 
     Raises ChannelClosed if the keeper went away or what came is not a table with its descriptors.
     """
@@ -78,11 +93,29 @@ def receive_segments(peer: socket.socket) -> tuple[dict[str, Segment], int]:
         if not packet:
             raise ChannelClosed("the keeper closed the connection")
         table = msgpack.decode(packet, type=SegmentTable)
-        if len(table.segments) != len(fds):
+        due = 0 if any(entry.token for entry in table.segments) else len(table.segments)
+        if due != len(fds):
             raise ChannelClosed(f"{len(table.segments)} segments were named, {len(fds)} descriptors came")
     except (ValidationError, ChannelClosed) as error:
         for fd in fds:
             os.close(fd)
         raise ChannelClosed(str(error)) from None
+    return table, fds
+
+
+def send_segments(peer: socket.socket, segments: list[Segment], weights_crc32: int) -> None:
+    """Host memory. Raises OSError where the peer is gone."""
+    entries = [SegmentEntry(segment.name, segment.num_bytes, segment.num_bytes) for segment in segments]
+    send_table(peer, SegmentTable(MEMFD, entries, weights_crc32), [segment.fd for segment in segments])
+
+
+def receive_segments(peer: socket.socket) -> tuple[dict[str, Segment], int]:
+    """Host memory: the segments by name, owned by the caller, and the checksum. Blocks and raises as `receive_table`,
+    and ChannelClosed where the keeper holds memory of a GPU."""
+    table, fds = receive_table(peer)
+    if table.transport != MEMFD:
+        for fd in fds:
+            os.close(fd)
+        raise ChannelClosed(f"the keeper hands out {table.transport!r} memory, not host memory")
     pairs = zip(table.segments, fds, strict=True)
-    return {name: adopt_segment(name, fd, num_bytes) for (name, num_bytes), fd in pairs}, table.weights_crc32
+    return {entry.name: adopt_segment(entry.name, fd, entry.num_bytes) for entry, fd in pairs}, table.weights_crc32

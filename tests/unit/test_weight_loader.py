@@ -15,7 +15,7 @@ from colocate.errors import ConfigError
 from colocate.model.config import load_model_config
 from colocate.model.layout import WeightLayout
 from colocate.model.llama import bytes_tensor, map_weights
-from colocate.model.loader import load_weights
+from colocate.model.loader import HostMemory, load_weights
 from tests.checkpoints import make_checkpoint
 
 
@@ -24,7 +24,8 @@ def load(directory: Path, dtype: str = "float32") -> dict[str, torch.Tensor]:
     layout = WeightLayout.of(config, dtype)
     buffer = bytearray(layout.nbytes)
     steps: list[tuple[int, int]] = []
-    load_weights(directory, config, layout, memoryview(buffer), lambda done, total: steps.append((done, total)))
+    into = HostMemory(memoryview(buffer))
+    load_weights(directory, config, layout, into, lambda done, total: steps.append((done, total)))
     done = [step[0] for step in steps]
     assert done == sorted(done)
     assert layout.nbytes - 64 * len(layout.entries) < done[-1] <= layout.nbytes
