@@ -28,6 +28,7 @@ class Role(StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     HYBRID = "hybrid"  # mode `chunked`: one worker that runs both phases in the same forward
+    OWNER = "gpu-owner"  # `--single-process`: the workers of both phases as two threads of one process
 
 
 WORKER_ROLES = (Role.PREFILL, Role.DECODE)

@@ -24,12 +24,15 @@ class ChildReady(Struct, frozen=True, tag=True):
 
 
 class ChildFailed(Struct, frozen=True, tag=True):
-    """Child -> supervisor, then exit: a start that cannot succeed. `operator` errors end `serve` with code 2."""
+    """Child -> supervisor, then exit: a start that cannot succeed. `operator` errors end `serve` with code 2.
+
+    `gpu_fault`: the GPU is lost to this process, and so to every worker that shares it."""
 
     operator: bool
     where: str
     problem: str
     remedy: str
+    gpu_fault: bool = False
 
 
 class PoisonFailed(Struct, frozen=True, tag=True):
