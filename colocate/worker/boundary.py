@@ -2,13 +2,14 @@
 
 Each worker publishes how many units it holds, counted from its own end of the device (`Board.set_held`). Rules:
 
-1. A smaller share is taken at once, and published after the partition let go.
+1. A smaller share is taken at once, and published once the partition has settled: what was launched before may still
+   run on the units given up (GPU). Until then they count as held, and may be taken again without asking.
 2. A larger share is claimed on the board first and taken after looking at the other worker's claim again, so of two
    workers that grow towards each other at the same instant at least one sees the other and steps back.
 3. Until the other worker has let go, the part that is free is taken, and every boundary looks again.
 4. Under the plan named `shared` both see every unit and nobody waits.
 
-A plan is in force here once the whole share is held and, unless it is shared, nobody else holds any of it.
+A plan is in force here once exactly its share is held and, unless it is shared, nobody else holds any of it.
 
 In mode `chunked` the only worker has no peer, its plan is `shared`, and it acknowledges for both phases.
 """
@@ -50,7 +51,8 @@ class Boundary:
         self._units_changed = units_changed
         self._clock_ns = clock_ns
         self._word = 0  # the plan word last acted on
-        self.num_units = 0  # held now
+        self._published = 0  # held according to the board: at least what unfinished work may run on
+        self.num_units = 0  # what is launched now may use
         self.plan_seq = 0  # the plan last in force here
         self.is_pending = False  # the plan asked for is not in force yet: look again soon
 
@@ -67,10 +69,13 @@ class Boundary:
         target = len(plan.units_of(self._role, self._table.total_units))
         is_shared = plan.name == SHARED
         if target < self.num_units:
-            self._release(target)
+            self._take(target)
         elif target > self.num_units:
             self._grow(target, is_shared)
-        self.is_pending = self.num_units != target or not (is_shared or self._is_exclusive(self.num_units))
+        if self._published > self.num_units and self._partition.settled():
+            self._release()
+        is_alone = is_shared or self._is_exclusive(self.num_units)
+        self.is_pending = self.num_units != target or self._published != target or not is_alone
         if self.is_pending:
             return None
         now_ns = self._clock_ns()
@@ -97,9 +102,8 @@ class Boundary:
     def _held_by_peer(self) -> int:
         return 0 if self._peer is None else self._board.held(self._peer)
 
-    def _release(self, num_units: int) -> None:
-        self._take(num_units)
-        self._board.set_held(self._role, num_units)
+    def _release(self) -> None:
+        self._publish(self.num_units)
         if self._peer is not None:
             self._board.ring(self._peer)  # it may be waiting for just these
 
@@ -108,11 +112,17 @@ class Boundary:
         claim = min(target, free)
         if claim <= self.num_units:
             return
-        self._board.set_held(self._role, claim)
+        before = self._published
+        if claim > before:
+            self._publish(claim)
         if is_shared or self._is_exclusive(claim):
             self._take(claim)
-        else:
-            self._board.set_held(self._role, self.num_units)
+        elif claim > before:
+            self._publish(before)
+
+    def _publish(self, num_units: int) -> None:
+        self._published = num_units
+        self._board.set_held(self._role, num_units)
 
     def _take(self, num_units: int) -> None:
         self._partition.apply(self.units(num_units))

@@ -32,15 +32,30 @@ class MarkingPartition:
     total_units = total
     overlaps = 0
     held = frozenset()
+    busy = frozenset()  # what work of earlier shares still runs on; it is done after a few looks
+    looks = 0
 
     def apply(self, units):
-        fresh = set(units) - self.held
+        self.busy |= self.held
+        fresh = set(units) - self.busy
+        self.held = frozenset(units)
+        self.looks = 0
+        self.mark(self.held | self.busy)
+        # Units taken now: the other must have let go of them. What was held before is the other's business.
+        self.overlaps += any(marks[other + unit] for unit in fresh)
+
+    def mark(self, units):
         for unit in range(total):
             marks[own + unit] = unit in units
         board._fence()
-        # Units taken now: the other must have let go of them. What was held before is the other's business.
-        self.overlaps += any(marks[other + unit] for unit in fresh)
-        self.held = frozenset(units)
+
+    def settled(self):
+        self.looks += 1
+        if self.looks < 3:
+            return False
+        self.busy = frozenset()
+        self.mark(self.held)
+        return True
 
     def realised(self):
         return tuple(sorted(self.held))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from colocate.core.plan import SHARED, build_plan_table
 from colocate.device.emulated.partition import EmulatedPartition
+from colocate.device.partition import Partition
 from colocate.errors import InvariantError
 from colocate.messages.control import PlanApplied
 from colocate.transport.board import Board
@@ -39,12 +40,40 @@ class InterleavedBoard(Board):
             self.preempt(Role.DECODE if role is Role.PREFILL else Role.PREFILL)
 
 
+class LatePartition:
+    """A GPU's partition: what was launched under a share runs on until `finish`."""
+
+    total_units = TOTAL_UNITS
+
+    def __init__(self) -> None:
+        self.units: tuple[int, ...] = ()
+        self.unfinished: list[tuple[int, ...]] = []
+
+    def apply(self, units: tuple[int, ...]) -> None:
+        if self.units:
+            self.unfinished.append(self.units)
+        self.units = units
+
+    def finish(self) -> None:
+        """The work of the oldest share: lanes follow each other."""
+        del self.unfinished[:1]
+
+    def settled(self) -> bool:
+        return not self.unfinished
+
+    def realised(self) -> tuple[int, ...]:
+        return self.units
+
+    def busy(self) -> set[int]:
+        return set(self.units).union(*self.unfinished)
+
+
 class World:
     """Both workers' boundaries over one board, and the check that matters."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_partition: Callable[[], Partition] = lambda: EmulatedPartition(TOTAL_UNITS)) -> None:
         self.board = InterleavedBoard.create()
-        self.partitions = {role: EmulatedPartition(TOTAL_UNITS) for role in WORKER_ROLES}
+        self.partitions = {role: make_partition() for role in WORKER_ROLES}
         self.thread_counts: dict[Role, list[int]] = {role: [] for role in WORKER_ROLES}
         clock = itertools.count(1)
         self.boundaries = {
@@ -230,5 +259,142 @@ def test_any_interleaving_inside_a_boundary(actions: list[str | Role], interrupt
             world.assert_disjoint()
         else:
             world.set_plan(action)
+    world.settle()
+    world.board.close()
+
+
+class LateWorld(World):
+    """Workers on a GPU. Without `shared` among its plans, units are busy on one side only, at every instant."""
+
+    def __init__(self) -> None:
+        self.late = {role: LatePartition() for role in WORKER_ROLES}
+        fresh = iter(self.late.values())
+        super().__init__(lambda: next(fresh))
+
+    def assert_disjoint(self) -> None:
+        busy = {role: self.late[role].busy() for role in WORKER_ROLES}
+        for role in WORKER_ROLES:
+            assert len(busy[role]) <= Board.held(self.board, role), "unfinished work is held on the board"
+        assert not busy[Role.PREFILL] & busy[Role.DECODE]
+
+    def settle(self) -> None:
+        for partition in self.late.values():
+            partition.unfinished.clear()
+        for role in WORKER_ROLES * 2:  # gives up what it may, so that the other can grow and finish in turn
+            self.check(role)
+            self.late[role].unfinished.clear()
+        super().settle()
+
+
+def test_units_count_as_held_until_their_work_is_done() -> None:
+    world = LateWorld()
+    world.set_plan("p4d2")
+    world.settle()
+    world.set_plan("p2d4")
+    assert world.check(Role.PREFILL) is None
+    assert world.late[Role.PREFILL].realised() == (4, 5), "new work goes to the smaller share at once"
+    assert (world.board.held(Role.PREFILL), world.boundaries[Role.PREFILL].is_pending) == (4, True)
+    assert world.check(Role.DECODE) is None
+    assert world.late[Role.DECODE].realised() == (0, 1)
+    world.late[Role.PREFILL].finish()
+    assert world.check(Role.PREFILL) is not None
+    assert world.board.held(Role.PREFILL) == 2
+    assert world.check(Role.DECODE) is not None
+
+
+def test_units_that_still_run_are_taken_back_without_asking() -> None:
+    world = LateWorld()
+    world.set_plan("p4d2")
+    world.settle()
+    world.set_plan("p2d4")
+    world.check(Role.PREFILL)
+    world.set_plan("p3d3")
+    assert world.check(Role.PREFILL) is None
+    assert world.late[Role.PREFILL].realised() == (3, 4, 5)
+    assert world.board.held(Role.PREFILL) == 4, "the first share's work still runs"
+    world.set_plan("p4d2")
+    assert world.check(Role.PREFILL) is not None, "in force: it never gave anything up"
+    assert world.check(Role.DECODE) is not None
+
+
+def test_the_peer_is_rung_when_the_units_are_free_and_not_before() -> None:
+    world = LateWorld()
+    world.set_plan("p4d2")
+    world.settle()
+    rung: list[Role] = []
+    world.board.ring = rung.append  # type: ignore[method-assign]
+    world.set_plan("p2d4")
+    world.check(Role.PREFILL)
+    assert rung == []
+    world.late[Role.PREFILL].finish()
+    world.check(Role.PREFILL)
+    assert rung == [Role.DECODE]
+
+
+_EXCLUSIVE = [name for name in NAMES if name != SHARED]
+_LATE_ACTIONS = st.lists(
+    st.one_of(
+        st.sampled_from(_EXCLUSIVE),
+        st.sampled_from(WORKER_ROLES),
+        st.tuples(st.just("finish"), st.sampled_from(WORKER_ROLES)),
+    ),
+    min_size=2,
+    max_size=60,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(_LATE_ACTIONS, st.lists(st.sampled_from(["", "run", "finish"]), min_size=20, max_size=80))
+def test_nobody_takes_a_unit_whose_work_is_unfinished(
+    actions: list[str | Role | tuple[str, Role]], interruptions: list[str]
+) -> None:
+    world = LateWorld()
+    world.set_plan("p4d2")
+    pending = iter(interruptions)
+    inside: set[Role] = set()
+
+    def preempt(role: Role) -> None:
+        interruption = next(pending, "")
+        if interruption == "finish":
+            world.late[role].finish()
+        elif interruption == "run" and role not in inside:
+            inside.add(role)
+            world.check(role)
+
+    for action in actions:
+        if isinstance(action, Role):
+            inside.add(action)
+            world.board.preempt = preempt
+            world.boundaries[action].check()
+            world.board.preempt = None
+            inside.clear()
+            world.assert_disjoint()
+        elif isinstance(action, tuple):
+            world.late[action[1]].finish()
+        else:
+            world.set_plan(action)
+    world.settle()
+    world.board.close()
+
+
+@settings(max_examples=200, deadline=None)
+@given(_ACTIONS)
+def test_late_partitions_come_to_rest_from_any_plan_also_shared(actions: list[str | Role]) -> None:
+    late = {role: LatePartition() for role in WORKER_ROLES}
+    fresh = iter(late.values())
+    world = World(lambda: next(fresh))
+    world.set_plan("p4d2")
+    for action in actions:
+        if isinstance(action, Role):
+            world.boundaries[action].check()
+            assert len(late[action].busy()) <= world.board.held(action)
+        else:
+            world.set_plan(action)
+    for _ in range(6):
+        for role in WORKER_ROLES:
+            late[role].unfinished.clear()
+            world.boundaries[role].check()
+    late[Role.PREFILL].unfinished.clear()
+    late[Role.DECODE].unfinished.clear()
     world.settle()
     world.board.close()
