@@ -40,6 +40,7 @@ from colocate.model.layout import KVLayout, WeightLayout
 from colocate.model.llama import LayerWeights, all_layer_weights, bytes_tensor, map_weights
 from colocate.model.native import load_kernels
 from colocate.worker.executor import StandingRow
+from colocate.worker.mapped_model import MappedModel
 from colocate.worker.model_executor import ModelDecodeExecutor, ModelPrefillExecutor
 
 BLOCK_SIZE = 16
@@ -132,8 +133,9 @@ class Ours:
         layout = KVLayout(config, "float32", num_blocks, BLOCK_SIZE)
         self.kv = torch.randn(layout.nbytes // 4).mul_(0.1).numpy()
         view = memoryview(self.kv).cast("B")
-        self.prefill = ModelPrefillExecutor(config, facts, memoryview(weights).toreadonly(), view)
-        self.decode = ModelDecodeExecutor(config, facts, memoryview(weights).toreadonly(), view)
+        mapped = MappedModel(config, facts, memoryview(weights).toreadonly(), view, False)
+        self.prefill = ModelPrefillExecutor(mapped)
+        self.decode = ModelDecodeExecutor(mapped)
         self.order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0)).tolist()
 
     def rows(self, batch: int, context: int, room: int) -> list[StandingRow]:

@@ -32,6 +32,7 @@ from colocate.model.layout import KVLayout, WeightLayout
 from colocate.model.loader import HostMemory, load_weights
 from colocate.worker.executor import StandingRow
 from colocate.worker.hybrid_executor import ModelHybridExecutor
+from colocate.worker.mapped_model import MappedModel
 
 BLOCK_SIZE = 16
 CHUNKS = (64, 128, 256, 512)
@@ -58,7 +59,7 @@ def build(shape: str) -> tuple[ModelHybridExecutor, int]:
     values = np.random.default_rng(0).standard_normal(KVLayout(config, "float32", num_blocks, BLOCK_SIZE).nbytes // 4)
     kv = (values * 0.1).astype(np.float32)
     read_only = memoryview(weights).toreadonly()
-    return ModelHybridExecutor(config, facts, read_only, memoryview(kv).cast("B")), num_blocks
+    return ModelHybridExecutor(MappedModel(config, facts, read_only, memoryview(kv).cast("B"), False)), num_blocks
 
 
 def chunk_of(num_tokens: int) -> PrefillBatch:

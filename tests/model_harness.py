@@ -17,6 +17,7 @@ from colocate.model.config import ModelConfig, load_model_config
 from colocate.model.layout import KVLayout, WeightLayout
 from colocate.model.loader import HostMemory, load_weights
 from colocate.worker.executor import StandingRow
+from colocate.worker.mapped_model import MappedModel
 from colocate.worker.model_executor import ModelDecodeExecutor, ModelPrefillExecutor
 
 
@@ -62,8 +63,8 @@ class Harness:
         kv_layout = KVLayout(config, dtype, num_blocks, block_size)
         kv = bytearray(kv_layout.nbytes)
         read_only = memoryview(weights).toreadonly()
-        prefill = ModelPrefillExecutor(config, facts, read_only, memoryview(kv), deterministic)
-        decode = ModelDecodeExecutor(config, facts, read_only, memoryview(kv), deterministic)
+        prefill = ModelPrefillExecutor(MappedModel(config, facts, read_only, memoryview(kv), deterministic))
+        decode = ModelDecodeExecutor(MappedModel(config, facts, read_only, memoryview(kv), deterministic))
         scattered = [block * 101 % num_blocks for block in range(num_blocks)]  # 101 is prime: a permutation
         return Harness(config, prefill, decode, kv_layout, block_size, scattered, kv, weights)
 

@@ -20,11 +20,12 @@ from colocate.transport.control import ControlChannel
 from colocate.transport.memory_channel import MemoryChannel, memory_pair
 from colocate.transport.vocabulary import ENGINE_TO, FROM_WORKER
 from colocate.types import Role
+from colocate.worker.at_once import AtOnce
 from colocate.worker.boundary import Boundary
 from colocate.worker.decode_loop import DecodeLoop
 from colocate.worker.emulated_executor import EmulatedDecodeExecutor, EmulatedHybridExecutor, EmulatedPrefillExecutor
 from colocate.worker.engine_link import EngineLink
-from colocate.worker.executor import PrefillExecutor
+from colocate.worker.executor import DecodeExecutor, PrefillExecutor
 from colocate.worker.hybrid_loop import HybridLoop
 from colocate.worker.prefill_loop import PrefillLoop
 from colocate.worker.progress import Progress
@@ -56,6 +57,7 @@ class Bench:
     faults: tuple[str, ...] = ()
     high_water: int = 1024
     prefill: PrefillExecutor | None = None  # default: the emulated one
+    decode: DecodeExecutor | None = None
     max_slice_s: float = 0.0  # one layer per slice
     table: PlanTable = field(default_factory=lambda: build_plan_table(TOTAL_UNITS))
 
@@ -77,14 +79,16 @@ class Bench:
             self.loop = PrefillLoop(self._station(prefill.units_changed), prefill, SlicePace(self.max_slice_s))
         elif self.role is Role.DECODE:
             decode = EmulatedDecodeExecutor(draw, timer, injector)
-            self.loop = DecodeLoop(self._station(decode.units_changed), decode, StandingBatch(BLOCK_SIZE))
+            steps = self.decode or AtOnce(decode.step, decode.units_changed)
+            self.loop = DecodeLoop(self._station(steps.units_changed), steps, StandingBatch(BLOCK_SIZE))
         else:
             hybrid = EmulatedHybridExecutor(
                 EmulatedPrefillExecutor(draw, timer, injector, poison_tokens(parsed)),
                 EmulatedDecodeExecutor(draw, timer, injector),
                 timer,
             )
-            self.loop = HybridLoop(self._station(hybrid.units_changed), hybrid, StandingBatch(BLOCK_SIZE))
+            forwards = AtOnce(hybrid.step, hybrid.units_changed)
+            self.loop = HybridLoop(self._station(forwards.units_changed), forwards, StandingBatch(BLOCK_SIZE))
         self.link.meet(EngineAt(1, "engine-1"))
         self.set_plan("shared" if self.role is Role.HYBRID else "p8d4")
 

@@ -9,17 +9,19 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from colocate.core.plan import build_plan_table
 from colocate.device.cpu.partition import CpuPartition
 from colocate.device.partition import Partition
 from colocate.errors import ConfigError
-from colocate.messages.spec import ProcessSpec
+from colocate.messages.spec import ProcessSpec, RuntimeFacts
 from colocate.model.config import load_model_config
 from colocate.model.layout import KVLayout
 from colocate.model.native import prepare_kernels
 from colocate.transport.board import Board
 from colocate.types import Role
+from colocate.worker.at_once import AtOnce
 from colocate.worker.attach import attach
 from colocate.worker.executor import DecodeExecutor, HybridExecutor, PrefillExecutor
 from colocate.worker.warm_up import (
@@ -30,6 +32,9 @@ from colocate.worker.warm_up import (
     warm_hybrid,
     warm_prefill,
 )
+
+if TYPE_CHECKING:
+    from colocate.worker.mapped_model import MappedModel
 
 
 class CpuDevice:
@@ -54,41 +59,49 @@ class CpuDevice:
         from colocate.worker.model_executor import ModelPrefillExecutor
 
         facts, batch = largest_prefill(self._spec)
-        num_units = self._confine_warm_up()
-        deterministic = self._spec.config.model.deterministic
-        config, weights = self._config, self._memory.weights
-        warm = ModelPrefillExecutor(config, facts, weights, self._scratch_kv(facts.num_blocks), deterministic)
-        warm.units_changed(num_units)
-        warm_prefill(warm, batch)
-        return ModelPrefillExecutor(config, self._spec.facts, weights, self._memory.kv, deterministic)
+        self._confine_warm_up()
+        warm_prefill(ModelPrefillExecutor(self._over_scratch(facts)), batch)
+        return ModelPrefillExecutor(self._over_the_pool())
 
     def decode_executor(self) -> DecodeExecutor:
         from colocate.worker.model_executor import ModelDecodeExecutor
 
         facts, rows = largest_decode(self._spec)
-        num_units = self._confine_warm_up()
-        deterministic = self._spec.config.model.deterministic
-        config, weights = self._config, self._memory.weights
-        warm = ModelDecodeExecutor(config, facts, weights, self._scratch_kv(facts.num_blocks), deterministic)
-        warm.units_changed(num_units)
-        warm_decode(warm, rows)
-        return ModelDecodeExecutor(config, self._spec.facts, weights, self._memory.kv, deterministic)
+        self._confine_warm_up()
+        warm = ModelDecodeExecutor(self._over_scratch(facts))
+        warm_decode(AtOnce(warm.step, warm.units_changed), rows)
+        decode = ModelDecodeExecutor(self._over_the_pool())
+        return AtOnce(decode.step, decode.units_changed)
 
     def hybrid_executor(self) -> HybridExecutor:
         from colocate.worker.hybrid_executor import ModelHybridExecutor
 
         facts, batch, rows = largest_hybrid(self._spec)
-        num_units = self._confine_warm_up()
-        deterministic = self._spec.config.model.deterministic
-        config, weights = self._config, self._memory.weights
-        warm = ModelHybridExecutor(config, facts, weights, self._scratch_kv(facts.num_blocks), deterministic)
-        warm.units_changed(num_units)
-        warm_hybrid(warm, batch, rows)
-        return ModelHybridExecutor(config, self._spec.facts, weights, self._memory.kv, deterministic)
+        self._confine_warm_up()
+        warm = ModelHybridExecutor(self._over_scratch(facts))
+        warm_hybrid(AtOnce(warm.step, warm.units_changed), batch, rows)
+        hybrid = ModelHybridExecutor(self._over_the_pool())
+        return AtOnce(hybrid.step, hybrid.units_changed)
 
-    def _confine_warm_up(self) -> int:
+    def _over_the_pool(self) -> MappedModel:
+        return self._mapped(self._spec.facts, self._memory.kv)
+
+    def _over_scratch(self, facts: RuntimeFacts) -> MappedModel:
+        """On KV blocks of this worker's own, freed with the executor that is warmed on them."""
+        layout = KVLayout(self._config, facts.dtype, facts.num_blocks, facts.block_size)
+        return self._mapped(facts, memoryview(mmap.mmap(-1, layout.nbytes)))
+
+    def _mapped(self, facts: RuntimeFacts, kv: memoryview) -> MappedModel:
+        from colocate.worker.mapped_model import MappedModel
+
+        deterministic = self._spec.config.model.deterministic
+        return MappedModel(self._config, facts, self._memory.weights, kv, deterministic)
+
+    def _confine_warm_up(self) -> None:
         """Warm up on this role's share of the plan on the board, so that a restart does not disturb the other phase:
         on one core where that share is empty, on all where no plan was ever set."""
+        from colocate.worker.model_executor import use_threads
+
         facts, role = self._spec.facts, self._spec.role
         seq, plan_index = self._board.plan()
         units = tuple(range(facts.total_units))
@@ -97,13 +110,8 @@ class CpuDevice:
             own_end = units[:1] if role is Role.DECODE else units[-1:]
             units = table.plans[plan_index].units_of(role, facts.total_units) or own_end
         self._partition.apply(units)
+        use_threads(len(units))
         self._announce("warm-up", f"on {len(units)} core(s)")
-        return len(units)
-
-    def _scratch_kv(self, num_blocks: int) -> memoryview:
-        """A pool of this worker's own, freed with the executor that was warmed on it."""
-        facts = self._spec.facts
-        return memoryview(mmap.mmap(-1, KVLayout(self._config, facts.dtype, num_blocks, facts.block_size).nbytes))
 
 
 def require_passive_openmp() -> None:

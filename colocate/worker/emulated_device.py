@@ -16,8 +16,10 @@ from colocate.device.partition import Partition
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.board import Board
 from colocate.types import Role
+from colocate.worker.at_once import AtOnce
 from colocate.worker.boundary import peer_of
 from colocate.worker.emulated_executor import EmulatedDecodeExecutor, EmulatedHybridExecutor, EmulatedPrefillExecutor
+from colocate.worker.executor import DecodeExecutor, HybridExecutor
 
 
 class EmulatedDevice:
@@ -51,8 +53,13 @@ class EmulatedDevice:
     def prefill_executor(self) -> EmulatedPrefillExecutor:
         return EmulatedPrefillExecutor(self._draw, self._timer, self._faults, self._poison)
 
-    def decode_executor(self) -> EmulatedDecodeExecutor:
-        return EmulatedDecodeExecutor(self._draw, self._timer, self._faults)
+    def decode_executor(self) -> DecodeExecutor:
+        decode = self._decode()
+        return AtOnce(decode.step, decode.units_changed)
 
-    def hybrid_executor(self) -> EmulatedHybridExecutor:
-        return EmulatedHybridExecutor(self.prefill_executor(), self.decode_executor(), self._timer)
+    def hybrid_executor(self) -> HybridExecutor:
+        hybrid = EmulatedHybridExecutor(self.prefill_executor(), self._decode(), self._timer)
+        return AtOnce(hybrid.step, hybrid.units_changed)
+
+    def _decode(self) -> EmulatedDecodeExecutor:
+        return EmulatedDecodeExecutor(self._draw, self._timer, self._faults)

@@ -33,6 +33,8 @@ class EmulatedPrefillExecutor:
         self._poison = poison
         self._poisoned: dict[RequestId, TokenId] = {}  # by a chunk seen earlier
 
+    depth = 1
+
     @property
     def num_layers(self) -> int:
         return self._timer.num_slices
@@ -91,6 +93,12 @@ class EmulatedPrefillForward:
         self._layers_left -= num_layers
         return self._layers_left <= 0
 
+    def wait_slice(self) -> None:
+        """It is done."""
+
+    def abandon(self) -> None:
+        """Nothing is held."""
+
     def drop_rows(self, rows: set[tuple[RequestId, Incarnation]]) -> None:
         self._rows = [row for row in self._rows if (row.request_id, row.incarnation) not in rows]
 
@@ -101,7 +109,7 @@ class EmulatedPrefillForward:
 
 
 class EmulatedDecodeExecutor:
-    """Implements `DecodeExecutor`."""
+    """A step at a time; `worker/at_once.py` makes it a `DecodeExecutor`."""
 
     def __init__(self, draw: TokenDraw, timer: PhaseTimer, faults: FaultInjector) -> None:
         self._draw = draw
@@ -153,7 +161,8 @@ class EmulatedDecodeExecutor:
 
 
 class EmulatedHybridExecutor:
-    """Implements `HybridExecutor`: what the two others yield, in the time of one forward over both."""
+    """A forward at a time, which `worker/at_once.py` makes a `HybridExecutor`: what the two others yield, in the time
+    of one forward over both."""
 
     def __init__(self, prefill: EmulatedPrefillExecutor, decode: EmulatedDecodeExecutor, timer: PhaseTimer) -> None:
         """Both share one injector of faults and `timer`."""

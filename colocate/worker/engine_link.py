@@ -79,19 +79,24 @@ class EngineLink:
         if inject is not None:
             inject(parts)
 
-    def orders(self) -> Order | None:
-        """What the supervisor wants. On RESET the new engine has been greeted; the caller drops its rows."""
+    def orders(self, let_go: Callable[[], None]) -> Order | None:
+        """What the supervisor wants. Before any order is answered, `let_go` waits for what is under way on the device:
+        a greeting promises that nothing of the old rows is touched. On RESET the new engine has been greeted; the
+        caller drops its rows."""
         order: Order | None = None
         while True:
             try:
                 message = self._control.recv()
             except ChannelClosed:
+                let_go()
                 return Order.LEAVE
             if message is None:
                 return order
             if isinstance(message, Shutdown):
+                let_go()
                 return Order.LEAVE
             if isinstance(message, EngineAt) and message != self._at:
+                let_go()
                 self.meet(message)
                 order = Order.RESET
 

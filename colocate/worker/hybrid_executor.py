@@ -11,33 +11,24 @@ from collections.abc import Sequence
 import torch
 
 from colocate.messages.prefill import PrefillBatch, PrefillRowDone
-from colocate.messages.spec import RuntimeFacts
 from colocate.model.attention.seam import HybridRows
-from colocate.model.config import ModelConfig
 from colocate.model.llama import Packed
 from colocate.model.sampler import SampledTokens
 from colocate.worker.executor import HybridResult, StandingRow, StepTokens
 from colocate.worker.mapped_model import MappedModel
-from colocate.worker.model_executor import ModelPrefillForward, decode_step
+from colocate.worker.model_executor import ModelPrefillForward, decode_step, use_threads
 from colocate.worker.packed_rows import PackedChunk, StepPacker, state_of
 
 
 class ModelHybridExecutor:
-    """Implements `HybridExecutor` over a `MappedModel` of these arguments."""
+    """A forward at a time; `worker/at_once.py` makes it a `HybridExecutor`."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        facts: RuntimeFacts,
-        weights: memoryview,
-        kv: memoryview,
-        deterministic: bool = False,
-    ) -> None:
-        self._mapped = MappedModel(config, facts, weights, kv, deterministic)
-        self._packer = StepPacker(facts.block_size)
+    def __init__(self, mapped: MappedModel) -> None:
+        self._mapped = mapped
+        self._packer = StepPacker(mapped.block_size)
 
     def units_changed(self, num_units: int) -> None:
-        torch.set_num_threads(max(num_units, 1))
+        use_threads(num_units)
 
     def step(self, batch: PrefillBatch | None, rows: Sequence[StandingRow], version: int) -> HybridResult:
         if batch is None:

@@ -1,6 +1,7 @@
 """The executors that run a real model: a prefill forward cut into layer slices, and a decode step over standing rows.
 
-Both map the keeper's two segments; the loops own queues, rows and reports. Nothing here waits or sends.
+Both run a `MappedModel`, over which `hybrid_executor.py` runs the two together; the loops own queues, rows and reports.
+Nothing here waits or sends.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from torch import Tensor
 
 from colocate.errors import InvariantError
 from colocate.messages.prefill import PrefillBatch, PrefillRow, PrefillRowDone
-from colocate.messages.spec import RuntimeFacts
-from colocate.model.config import ModelConfig
 from colocate.model.llama import Packed
 from colocate.model.sampler import SampledTokens
 from colocate.types import Incarnation, RequestId
@@ -23,17 +22,12 @@ from colocate.worker.packed_rows import PackedChunk, StepPacker, state_of
 
 
 class ModelPrefillExecutor:
-    """Implements `PrefillExecutor` over a `MappedModel` of these arguments."""
+    """Implements `PrefillExecutor`."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        facts: RuntimeFacts,
-        weights: memoryview,
-        kv: memoryview,
-        deterministic: bool = False,
-    ) -> None:
-        self._mapped = MappedModel(config, facts, weights, kv, deterministic)
+    depth = 1
+
+    def __init__(self, mapped: MappedModel) -> None:
+        self._mapped = mapped
 
     @property
     def num_layers(self) -> int:
@@ -43,7 +37,7 @@ class ModelPrefillExecutor:
         return ModelPrefillForward(self._mapped, batch.rows)
 
     def units_changed(self, num_units: int) -> None:
-        torch.set_num_threads(max(num_units, 1))
+        use_threads(num_units)
 
 
 class ModelPrefillForward:
@@ -81,6 +75,12 @@ class ModelPrefillForward:
         self._results = self._finish(self._hidden)
         return True
 
+    def wait_slice(self) -> None:
+        """It is done."""
+
+    def abandon(self) -> None:
+        self._hidden = None
+
     @torch.inference_mode()
     def drop_rows(self, rows: set[tuple[RequestId, Incarnation]]) -> None:
         places = self._chunk.drop(rows)
@@ -109,29 +109,27 @@ class ModelPrefillForward:
 
 
 class ModelDecodeExecutor:
-    """Implements `DecodeExecutor` over a `MappedModel` of these arguments."""
+    """A step at a time; `worker/at_once.py` makes it a `DecodeExecutor`."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        facts: RuntimeFacts,
-        weights: memoryview,
-        kv: memoryview,
-        deterministic: bool = False,
-    ) -> None:
-        self._mapped = MappedModel(config, facts, weights, kv, deterministic)
-        self._packer = StepPacker(facts.block_size)
+    def __init__(self, mapped: MappedModel) -> None:
+        self._mapped = mapped
+        self._packer = StepPacker(mapped.block_size)
 
     def units_changed(self, num_units: int) -> None:
-        torch.set_num_threads(max(num_units, 1))
+        use_threads(num_units)
 
     def step(self, rows: Sequence[StandingRow], version: int) -> StepTokens:
         return decode_step(self._mapped, self._packer, rows, version)
 
 
+def use_threads(num_units: int) -> None:
+    """The intra-op threads of this process, one per core of its share."""
+    torch.set_num_threads(max(num_units, 1))
+
+
 @torch.inference_mode()
 def decode_step(mapped: MappedModel, packer: StepPacker, rows: Sequence[StandingRow], version: int) -> StepTokens:
-    """As `DecodeExecutor.step`."""
+    """As `DecodeExecutor.launch`, and its tokens."""
     step = packer.pack(rows, version)
     hidden = mapped.model.embed(step.token_ids)
     packed = Packed(*mapped.rotary.at(step.positions), step.rows)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from colocate.messages.prefill import PrefillBatch, PrefillCancel, PrefillRow
+from colocate.messages.prefill import PrefillBatch, PrefillCancel, PrefillCancelled, PrefillRow
 from colocate.types import Incarnation, RequestId
 from colocate.worker.executor import PrefillForward
 
@@ -40,6 +40,12 @@ class HeldBatch:
         if self.forward is not None:
             self.forward.drop_rows(keys)
 
+    def abandon(self) -> None:
+        """Nobody wants it any more, or it failed."""
+        if self.forward is not None:
+            self.forward.abandon()
+            self.forward = None
+
     def remaining(self) -> PrefillBatch:
         """Without the rows that were cancelled."""
         message = self.message
@@ -54,17 +60,18 @@ class HeldBatch:
 class PrefillQueue:
     """Urgent batches go before all others, each kind in the order sent. The first of either kind may be under way: an
     ordinary forward that an urgent batch overtakes stays where it is, with what it has computed, and is the next
-    ordinary one again. So at most one forward is set aside."""
+    ordinary one again. So at most one forward is set aside. Forwards that are launched to the end and not answered yet
+    are here for their cancels only."""
 
     def __init__(self) -> None:
         self._urgent: deque[HeldBatch] = deque()
         self._ordinary: deque[HeldBatch] = deque()
-
-    def __len__(self) -> int:
-        return len(self._urgent) + len(self._ordinary)
+        self._launched: deque[HeldBatch] = deque()
+        self.num_cancelled = 0  # rows
+        self.num_unknown_cancels = 0  # rows that were done, or never here
 
     def __iter__(self) -> Iterator[HeldBatch]:
-        return chain(self._urgent, self._ordinary)
+        return chain(self._launched, self._urgent, self._ordinary)
 
     def add(self, message: PrefillBatch) -> None:
         (self._urgent if message.urgent else self._ordinary).append(HeldBatch.of(message))
@@ -85,20 +92,36 @@ class PrefillQueue:
         other.is_aside = True
         return True
 
-    def pop(self) -> None:
+    def pop(self) -> HeldBatch:
         """The head is through."""
-        (self._urgent or self._ordinary).popleft()
+        return (self._urgent or self._ordinary).popleft()
 
-    def cancel(self, message: PrefillCancel) -> set[RowKey]:
-        """Drop rows wherever they are; those that were found."""
+    def all_launched(self) -> None:
+        """The head is launched to its end, and awaited."""
+        self._launched.append(self.pop())
+
+    def remove(self, batch: HeldBatch) -> None:
+        """It was answered for, or given up."""
+        for batches in (self._launched, self._urgent, self._ordinary):
+            if batch in batches:
+                batches.remove(batch)
+
+    def cancel(self, message: PrefillCancel) -> PrefillCancelled:
+        """Drop rows wherever they are. What to answer."""
         wanted = set(message.rows)
         found: set[RowKey] = set()
         for batch in self:
             if dropped := batch.keys & wanted:
                 batch.drop(dropped)
                 found |= dropped
-        return found
+        self.num_cancelled += len(found)
+        self.num_unknown_cancels += len(wanted - found)
+        return PrefillCancelled(message.rows)
 
     def clear(self) -> None:
+        """Waits for what is under way."""
+        for batch in self:
+            batch.abandon()
+        self._launched.clear()
         self._urgent.clear()
         self._ordinary.clear()

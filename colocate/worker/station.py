@@ -33,16 +33,19 @@ class Station:
         self._clock_ns = clock_ns
         self._next_control_ns = 0
 
-    def orders(self) -> Order | None:
-        """The supervisor's, looked at every few milliseconds and after every rest."""
+    def orders(self, let_go: Callable[[], None]) -> Order | None:
+        """The supervisor's, looked at every few milliseconds and after every rest. `let_go` as in `EngineLink`."""
         now_ns = self._clock_ns()
         if now_ns < self._next_control_ns:
             return None
         self._next_control_ns = now_ns + _CONTROL_EVERY_NS
-        order = self.link.orders()
+        order = self.link.orders(let_go)
         if order is Order.RESET:
             self.boundary.restate()
         return order
+
+    def now_ns(self) -> int:
+        return self._clock_ns()
 
     def settle(self) -> bool:
         """Apply a changed plan, acknowledge it, send what waits. True where work may be launched now."""

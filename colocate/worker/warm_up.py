@@ -50,21 +50,22 @@ def replace_blocks(facts: RuntimeFacts, num_blocks: int) -> RuntimeFacts:
 
 def warm_prefill(executor: PrefillExecutor, batch: PrefillBatch) -> None:
     forward = executor.begin(batch)
-    while not forward.run_slice(executor.num_layers):
-        pass
+    is_launched = False
+    while not is_launched:
+        is_launched = forward.run_slice(executor.num_layers)
+        forward.wait_slice()
     forward.results()
 
 
 def warm_decode(executor: DecodeExecutor, rows: list[StandingRow]) -> None:
     """The full batch twice (the second step meets cached tables), then a batch of one."""
-    executor.step(rows, 1)
-    executor.step(rows, 1)
-    executor.step(rows[:1], 2)
+    for some, version in ((rows, 1), (rows, 1), (rows[:1], 2)):
+        executor.launch(some, version)
+        executor.collect()
 
 
 def warm_hybrid(executor: HybridExecutor, batch: PrefillBatch, rows: list[StandingRow]) -> None:
     """Both together, each alone, and a batch of one."""
-    executor.step(batch, rows, 1)
-    executor.step(batch, [], 1)
-    executor.step(None, rows, 1)
-    executor.step(None, rows[:1], 2)
+    for chunk, some, version in ((batch, rows, 1), (batch, [], 1), (None, rows, 1), (None, rows[:1], 2)):
+        executor.launch(chunk, some, version)
+        executor.collect()

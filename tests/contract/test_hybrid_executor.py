@@ -12,6 +12,7 @@ from colocate.messages.prefill import PrefillBatch, PrefillRow
 from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.worker.executor import StandingRow
 from colocate.worker.hybrid_executor import ModelHybridExecutor
+from colocate.worker.mapped_model import MappedModel
 from tests.checkpoints import make_checkpoint
 from tests.model_harness import Harness, facts_for, greedy
 
@@ -46,7 +47,7 @@ def prompts() -> list[list[int]]:
 def hybrid_over(harness: Harness, deterministic: bool) -> ModelHybridExecutor:
     facts = facts_for(harness.config, harness.kv_layout.dtype, harness.kv_layout.num_blocks, harness.block_size)
     weights = memoryview(harness.weights).toreadonly()
-    return ModelHybridExecutor(harness.config, facts, weights, memoryview(harness.kv), deterministic)
+    return ModelHybridExecutor(MappedModel(harness.config, facts, weights, memoryview(harness.kv), deterministic))
 
 
 def serve(

@@ -53,12 +53,13 @@ class Pair:
     def step(self) -> None:
         self.real.mask_full_rows()
         self.simulated.mask_full()
-        rows = self.real.rows
+        rows = self.real.next_step()
         assert self.simulated.num_stepped == len(rows)
         assert self.simulated.sum_context == sum(row.context_len for row in rows)
         if rows:
             tokens = StepTokens([self.token_of(row.request_id, row.position) for row in rows], None)
-            expected = self.real.record(tokens)
+            self.real.launched(rows)
+            expected = self.real.record(rows, tokens)
             now_ns = self.simulated.num_steps * 1_000
             got, has_ended = self.simulated.step(now_ns)
             assert by_request(got) == by_request(expected)

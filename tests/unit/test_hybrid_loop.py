@@ -10,6 +10,7 @@ from colocate.messages.control import EngineAt, PlanApplied, Shutdown, WorkerHel
 from colocate.messages.decode import DecodeUpdate, StepReport
 from colocate.messages.prefill import BatchFailed, PrefillBatch, PrefillCancel, PrefillCancelled, PrefillDone
 from colocate.types import FinishReason, Role
+from colocate.worker.at_once import AtOnce
 from colocate.worker.executor import HybridResult, StandingRow
 from colocate.worker.hybrid_loop import HybridLoop
 from colocate.worker.station import Turn
@@ -34,15 +35,12 @@ def watch(bench: Bench) -> list[tuple[int | None, list[int]]]:
     loop, forwards = loop_of(bench), []
     executor = loop.executor
 
-    class Watched:
-        def step(self, batch: PrefillBatch | None, rows: Sequence[StandingRow], version: int) -> HybridResult:
-            forwards.append((None if batch is None else batch.batch_id, [row.request_id for row in rows]))
-            return executor.step(batch, rows, version)
+    def step(batch: PrefillBatch | None, rows: Sequence[StandingRow], version: int) -> HybridResult:
+        forwards.append((None if batch is None else batch.batch_id, [row.request_id for row in rows]))
+        executor.launch(batch, rows, version)
+        return executor.collect()
 
-        def units_changed(self, num_units: int) -> None:
-            executor.units_changed(num_units)
-
-    loop.executor = Watched()
+    loop.executor = AtOnce(step, executor.units_changed)
     return forwards
 
 
@@ -138,8 +136,8 @@ def test_a_cancel_drops_rows_of_waiting_chunks_and_is_answered_at_once(bench: Be
     (third,) = bench.settle()
     assert isinstance(third, PrefillDone) and (third.batch_id, third.rows) == (3, [])
     assert [batch_id for batch_id, _ in forwards] == [1, 2], "nothing runs for rows that nobody wants"
-    counts = loop_of(bench).counts
-    assert (counts.cancelled, counts.unknown_cancels) == (2, 1)
+    queue = loop_of(bench).queue
+    assert (queue.num_cancelled, queue.num_unknown_cancels) == (2, 1)
 
 
 def test_an_empty_chunk_does_not_keep_the_rows_waiting(bench: Bench) -> None:

@@ -30,8 +30,9 @@ def bench() -> Iterator[Bench]:
 
 def counts(bench: Bench) -> dict[str, int]:
     assert isinstance(bench.loop, PrefillLoop)
-    loop_counts = bench.loop.counts
-    return {name: getattr(loop_counts, name) for name in loop_counts.__slots__}
+    loop_counts, queue = bench.loop.counts, bench.loop.queue
+    found = {name: getattr(loop_counts, name) for name in loop_counts.__slots__}
+    return found | {"cancelled": queue.num_cancelled, "unknown_cancels": queue.num_unknown_cancels}
 
 
 def test_greets_then_acknowledges_the_plan_then_works_in_order(bench: Bench) -> None:
@@ -189,7 +190,13 @@ class ScriptedForward:
         self._layers_left -= num_layers
         return self._layers_left == 0
 
+    def wait_slice(self) -> None:
+        pass
+
     def drop_rows(self, rows: set[tuple[int, int]]) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
     def results(self) -> list[PrefillRowDone]:
@@ -200,6 +207,7 @@ class ScriptedExecutor:
     """Layers of so many milliseconds per thousand tokens; `calls` holds the layers of every slice."""
 
     num_layers = 24
+    depth = 1
 
     def __init__(self, ms_per_layer: float) -> None:
         self.ms_per_layer = ms_per_layer
