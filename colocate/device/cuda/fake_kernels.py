@@ -1,4 +1,4 @@
-"""The fake device's kernels: the proofs of `native/cuda/smid.cu`, acted out on the SMs of the launching stream.
+"""The fake device's kernels: the proofs of `native/cuda`, acted out on the SMs of the launching stream.
 
 A launch takes the time it would take on a GPU and returns when it is done. Under MPS, and within one process, kernels
 run side by side. Two processes without MPS are time-sliced: each runs only while it holds a lock on this very file, so
@@ -22,6 +22,7 @@ from colocate.device.cuda.driver import INVALID_VALUE, NOT_FOUND, cuda_error
 _SLICE_NS = 2_000_000  # about what the hardware's time slice is
 _THREADS_PER_SM = 2048
 _MAX_THREADS_PER_BLOCK = 1024
+_ROUND_NS = 150
 
 Arguments = Sequence[tuple[str, int]]
 
@@ -39,14 +40,28 @@ class Launch:
 
 
 def _smid_probe(launch: Launch, arguments: Arguments) -> None:
-    """Blocks go round the SMs, as many at a time as there is room for threads; each holds its place for `spin_ns`."""
-    kinds = [kind for kind, _ in arguments]
-    if kinds != ["ptr", "ptr", "ptr", "u64"]:
+    """smid.cu: each block holds its place for `spin_ns`."""
+    smid_of_block, begin_of_block, end_of_block, spin_ns = _values(arguments, "ptr ptr ptr u64")
+    _occupy(launch, spin_ns, smid_of_block, begin_of_block, end_of_block)
+
+
+def _burn(launch: Launch, arguments: Arguments) -> None:
+    """burn.cu: a round is 64 dependent multiply-adds of four cycles each at 1.7 GHz."""
+    smid_of_block, begin_of_block, end_of_block, _, rounds = _values(arguments, "ptr ptr ptr ptr u32")
+    _occupy(launch, rounds * _ROUND_NS, smid_of_block, begin_of_block, end_of_block)
+
+
+def _values(arguments: Arguments, kinds: str) -> tuple[int, ...]:
+    if [kind for kind, _ in arguments] != kinds.split():
         raise cuda_error("cuLaunchKernel", INVALID_VALUE)
-    smid_of_block, begin_of_block, end_of_block, spin_ns = (value for _, value in arguments)
+    return tuple(value for _, value in arguments)
+
+
+def _occupy(launch: Launch, block_ns: int, smid_of_block: int, begin_of_block: int, end_of_block: int) -> None:
+    """Blocks go round the SMs, as many at a time as there is room for threads; each stays for `block_ns`."""
     at_a_time = len(launch.sm_ids) * (_THREADS_PER_SM // launch.block)
     waves = -(-launch.grid // at_a_time)
-    took_ns = launch.hold(waves * spin_ns) - launch.begin_ns
+    took_ns = launch.hold(waves * block_ns) - launch.begin_ns
     sms, begins, ends = [], [], []
     for block in range(launch.grid):
         wave = block // at_a_time
@@ -58,7 +73,7 @@ def _smid_probe(launch: Launch, arguments: Arguments) -> None:
     launch.write(end_of_block, bytes((ctypes.c_uint64 * launch.grid)(*ends)))
 
 
-_KERNELS: dict[str, Callable[[Launch, Arguments], None]] = {"smid_probe": _smid_probe}
+_KERNELS: dict[str, Callable[[Launch, Arguments], None]] = {"smid_probe": _smid_probe, "burn": _burn}
 
 
 class FakeKernel:
