@@ -20,6 +20,7 @@ from colocate.messages.spec import RuntimeFacts
 from colocate.model.config import ModelConfig, load_model_config
 from colocate.model.layout import KVLayout, WeightLayout
 from colocate.runtime.core_settings import core_settings
+from colocate.runtime.gpu_budget import GpuBudget, GpuNeeds, divide, num_lanes_of
 from colocate.runtime.latency_source import engine_latency
 from colocate.runtime.model_source import locate_model, model_label
 from colocate.runtime.plan_source import PlanChoice, PlanSource
@@ -38,6 +39,20 @@ class Startup:
     weights_bytes: int
     kv_bytes: int
     notes: tuple[str, ...]
+    budget: GpuBudget | None = None  # of a GPU's memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """The KV pool of this run, and how a GPU is divided around it."""
+
+    num_blocks: int
+    bytes_per_block: int
+    budget: GpuBudget | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_blocks * self.bytes_per_block
 
 
 def prepare(config: ServeConfig) -> Startup:
@@ -48,13 +63,11 @@ def prepare(config: ServeConfig) -> Startup:
     plans = build_plan_table(device.total_units, device.unit_granularity, device.decode_shares)
     notes: list[str] = []
     dtype = _choose_dtype(config.model.dtype, model, device, notes)
-    kv_memory = config.memory.kv_memory or GIB
-    kv_bytes_per_block = KVLayout(model, dtype, 1, config.memory.block_size).nbytes
-    num_blocks = KVLayout.num_blocks_for(kv_memory, model, dtype, config.memory.block_size)
-    max_model_len = _choose_length(config, model, num_blocks, notes)
-    weights_bytes, kv_bytes = WeightLayout.of(model, dtype).nbytes, num_blocks * kv_bytes_per_block
-    if device.kind != "emulated":
-        _check_memory(weights_bytes, kv_bytes)
+    weights_bytes = WeightLayout.of(model, dtype).nbytes
+    pool = _size_pool(config, model, device, plans, dtype, weights_bytes)
+    max_model_len = _choose_length(config, model, pool, notes)
+    if device.kind == "cpu":
+        _check_memory(weights_bytes, pool.num_bytes)
     if config.telemetry.event_log is not None:
         _check_event_log(Path(config.telemetry.event_log))
     choice = _read_plan_file(config, plans, device, notes)
@@ -71,18 +84,19 @@ def prepare(config: ServeConfig) -> Startup:
         dtype=dtype,
         vocab_size=model.vocab_size,
         max_model_len=max_model_len,
-        num_blocks=num_blocks,
+        num_blocks=pool.num_blocks,
         block_size=config.memory.block_size,
         latency=engine_latency(config.device, device, model, label, dtype, notes),
         candidates=choice.candidates,
         best_static=choice.best_static,
         decode_shares=device.decode_shares,
         device_index=device.index,
+        graph_bytes=0 if pool.budget is None else pool.budget.graph_bytes,
     )
     _check_policies(config, facts, plans)
     if facts.latency is not None and not facts.latency.is_measured and _predicts(config.scheduler, plans):
         notes.append("the engine predicts from a roofline prior, not from a measurement; `colocate profile` measures")
-    return Startup(facts, plans, weights_bytes, kv_bytes, tuple(notes))
+    return Startup(facts, plans, weights_bytes, pool.num_bytes, tuple(notes), pool.budget)
 
 
 def _check_event_log(directory: Path) -> None:
@@ -127,9 +141,16 @@ def _predicts(scheduler: SchedulerSection, plans: PlanTable) -> bool:
 
 
 def _choose_dtype(setting: str, model: ModelConfig, device: DeviceFacts, notes: list[str]) -> str:
-    """`auto` keeps the checkpoint's bfloat16 only where this CPU multiplies it about as fast as float32."""
+    """`auto` is bfloat16 on a GPU, whatever the checkpoint holds: what serving engines do, float16 aside. On a CPU it
+    keeps the checkpoint's bfloat16 only where that multiplies about as fast as float32."""
     dtype = model.resolve_dtype(setting)
-    if setting != "auto" or dtype != "bfloat16" or device.kind != "cpu":
+    if setting != "auto":
+        return dtype
+    if device.kind == "cuda":
+        if model.checkpoint_dtype != "bfloat16":
+            notes.append(f"dtype bfloat16: the checkpoint is {model.checkpoint_dtype}; --dtype float32 is slower")
+        return "bfloat16"
+    if dtype != "bfloat16" or device.kind != "cpu":
         return dtype
     torch_facts = probe_torch()
     if torch_facts is None:
@@ -140,25 +161,56 @@ def _choose_dtype(setting: str, model: ModelConfig, device: DeviceFacts, notes: 
     return chosen
 
 
-def _choose_length(config: ServeConfig, model: ModelConfig, num_blocks: int, notes: list[str]) -> int:
+def _size_pool(
+    config: ServeConfig, model: ModelConfig, device: DeviceFacts, plans: PlanTable, dtype: str, weights_bytes: int
+) -> _Pool:
+    """`--kv-memory`, or a default: 1 GiB of host memory, what is left of a GPU's."""
+    memory, scheduler = config.memory, config.scheduler
+    bytes_per_block = KVLayout(model, dtype, 1, memory.block_size).nbytes
+    if device.kind != "cuda":
+        num_bytes = GIB if memory.kv_memory is None else memory.kv_memory
+        return _Pool(KVLayout.num_blocks_for(num_bytes, model, dtype, memory.block_size), bytes_per_block)
+    needs = GpuNeeds(
+        total_bytes=device.total_bytes,
+        free_bytes=device.free_bytes,
+        utilization=memory.gpu_memory_utilization,
+        weights_bytes=weights_bytes,
+        bytes_per_block=bytes_per_block,
+        kv_memory=memory.kv_memory,
+        graph_bytes=0 if config.model.enforce_eager else memory.graph_memory,
+        num_lanes=num_lanes_of(plans, scheduler.mode),
+        mode=scheduler.mode,
+        single_process=config.device.single_process,
+        model=model,
+        dtype=dtype,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_model_len=config.model.max_model_len or model.max_position_embeddings,
+    )
+    budget = divide(needs)
+    return _Pool(budget.num_blocks, bytes_per_block, budget)
+
+
+def _choose_length(config: ServeConfig, model: ModelConfig, pool: _Pool, notes: list[str]) -> int:
     """The longest prompt plus output: one request must fit into the pool by itself."""
-    fits = num_blocks * config.memory.block_size
+    block_size = config.memory.block_size
+    fits = pool.num_blocks * block_size
     own, wanted = model.max_position_embeddings, config.model.max_model_len
+    is_computed = pool.budget is not None and config.memory.kv_memory is None
+    key = "gpu_memory_utilization" if is_computed else "kv_memory"
+    flag = "--" + key.replace("_", "-")
     if wanted is not None and wanted > own:
         raise ConfigError("max_model_len", f"{wanted} is over the model's own limit", f"at most {own}")
     if wanted is not None and wanted > fits:
-        need = format_size(
-            -(-wanted // config.memory.block_size) * ((config.memory.kv_memory or GIB) // max(1, num_blocks))
-        )
+        need = format_size(-(-wanted // block_size) * pool.bytes_per_block).replace(" ", "")
         problem = f"a request of max_model_len {wanted} tokens does not fit: the pool holds {fits}"
-        raise ConfigError(
-            "kv_memory", problem, f"give --kv-memory {need.replace(' ', '')} or more, or lower --max-model-len"
-        )
+        more = f"raise {flag}: it needs {need} of KV" if is_computed else f"give {flag} {need} or more"
+        raise ConfigError(key, problem, f"{more}, or lower --max-model-len")
     length = wanted or min(own, fits)
     if length < min(own, _LEN_STEP):
-        raise ConfigError("kv_memory", f"the pool holds only {fits} tokens", "give more --kv-memory")
+        raise ConfigError(key, f"the pool holds only {fits} tokens", f"give more {flag}")
     if wanted is None and fits < own:
-        notes.append(f"max-model-len {length}: the KV pool holds no more (the model could do {own}); raise --kv-memory")
+        notes.append(f"max-model-len {length}: the KV pool holds no more (the model could do {own}); raise {flag}")
     return length
 
 

@@ -42,7 +42,8 @@ def test_a_line_cut_short_is_dropped_and_the_next_one_starts_clean(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("model", "other"), ("units", 8), ("max_num_seqs", 1), ("seed", 7), ("colocate", "9.9")]
+    ("name", "value"),
+    [("model", "other"), ("units", 8), ("max_num_seqs", 1), ("seed", 7), ("colocate", "9.9"), ("decode_shares", (8,))],
 )
 def test_another_run_is_not_mixed_in(tmp_path: Path, name: str, value: object) -> None:
     path = tmp_path / "j.jsonl"

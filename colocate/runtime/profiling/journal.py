@@ -40,6 +40,7 @@ class Header(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     seed: int
     colocate: str  # version
     version: int = JOURNAL_VERSION
+    decode_shares: tuple[int, ...] = ()  # of the armed splits; empty: all
 
 
 class Measured(Struct, frozen=True, array_like=True):
@@ -87,6 +88,7 @@ def header_of(config: ServeConfig, facts: RuntimeFacts, job: ProfilingJob) -> He
         temperature=job.temperature,
         seed=job.seed,
         colocate=__version__,
+        decode_shares=facts.decode_shares,
     )
 
 

@@ -108,7 +108,8 @@ def fit_journal(journal: Path, config: ServeConfig, startup: Startup) -> DeviceP
         versions=_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    setups = [setup.name for setup in all_setups(build_plan_table(header.units, header.granularity))]
+    table = build_plan_table(header.units, header.granularity, header.decode_shares)
+    setups = [setup.name for setup in all_setups(table)]
     return fit_profile(visits, setups, facts, header.seed)
 
 
@@ -160,9 +161,10 @@ def _has_visits(journal: Path) -> bool:
 
 
 def _kv_tokens(startup: Startup, bytes_per_token: int) -> int:
-    """What memory could hold as KV beside the weights; on the emulated device, which has none, the pool of this run."""
+    """What memory could hold as KV beside the weights. On a GPU, and on the emulated device, which has none, that is
+    the pool of this run."""
     facts = startup.facts
-    if facts.device_kind == "emulated":
+    if facts.device_kind != "cpu":
         return facts.num_blocks * facts.block_size
     return max(0, available_bytes() - startup.weights_bytes) // bytes_per_token
 
