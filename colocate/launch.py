@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from msgspec import msgpack
 
+from colocate.device.cuda.device_lost import is_device_lost
 from colocate.errors import ChannelClosed, ConfigError, MeasuringFailed
 from colocate.messages.control import ChildFailed
 from colocate.messages.spec import ProcessSpec
@@ -49,7 +50,10 @@ def main(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        _report(control, ChildFailed(False, role.value, f"{type(error).__name__}: {error}", ""))
+        gpu_fault = is_device_lost(error)
+        _report(control, ChildFailed(False, role.value, f"{type(error).__name__}: {error}", "", gpu_fault))
+        if gpu_fault:  # what frees device memory on the way out would raise, hang or abort
+            os._exit(1)
         return 1
     return 0
 
@@ -75,6 +79,10 @@ def _entry(spec: ProcessSpec) -> Entry:
         from colocate.frontend.main import run_frontend
 
         return run_frontend
+    if spec.role is Role.OWNER:
+        from colocate.worker.owner import run_owner
+
+        return run_owner
     from colocate.worker.main import run_worker
 
     return run_worker

@@ -37,6 +37,8 @@ T = TypeVar("T")
 _MARK = "TEST_DAEMON_MARK"  # inherited by every process of one daemon
 _KEEP_ENVIRON = {"SPT_NOENV": "1"}  # setproctitle would overwrite what we find the processes by
 ROLES = ("frontend", "keeper", "engine", "prefill", "decode")
+# Processes of a run on a GPU that the supervisor does not count among its children.
+_HELPERS = {"colocate.device.cuda.mps_guard": "mps-guard", "colocate.device.cuda.fake_mps": "mps"}
 
 
 def eventually(probe: Callable[[], T | None], timeout_s: float = LIMIT_S, what: str = "") -> T:
@@ -219,6 +221,9 @@ class Daemon:
             return None
         if not words:
             return None
+        for module, role in _HELPERS.items():
+            if module in words:
+                return role
         if "colocate.launch" in words:
             return words[words.index("colocate.launch") + 1]
         return words[0].removeprefix("colocate:") if words[0].startswith("colocate:") else "supervisor"

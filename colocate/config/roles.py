@@ -24,8 +24,8 @@ def process_of(role: Role, mode: Mode) -> Role:
 
 
 def phases_of(role: Role) -> tuple[Role, ...]:
-    """The phases that a worker runs."""
-    return WORKER_ROLES if role is Role.HYBRID else (role,)
+    """The phases that a worker, or a process of workers, runs."""
+    return WORKER_ROLES if role in (Role.HYBRID, Role.OWNER) else (role,)
 
 
 def processes_of(mode: Mode, single_process: bool) -> tuple[Role, ...]:

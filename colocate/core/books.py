@@ -43,8 +43,8 @@ class Books:
         self.outbox = Outbox()
         self.drain_rate = DrainRate()
         in_prefill = Suspects()
-        # One worker for both phases dies for both: then a trial in one must be alone in the other, too.
-        in_decode = in_prefill if settings.mode == "chunked" else Suspects()
+        # Where both phases die of one request, a trial in one must be alone in the other, too.
+        in_decode = in_prefill if settings.shares_fate else Suspects()
         self.suspects = {Role.PREFILL: in_prefill, Role.DECODE: in_decode}
         self.now_ns = 0
         self.num_preemptions = 0

@@ -76,7 +76,7 @@ class DecodeSide:
         if not self.online or not self.ready:
             return
         trial = self.suspects.trial
-        if trial in self.rows or (self._books.settings.mode == "chunked" and trial in prefilling):
+        if trial in self.rows or (self._books.settings.shares_fate and trial in prefilling):
             return
         candidates = [request for request in self.ready.values() if request.request_id in self.suspects]
         if not candidates:

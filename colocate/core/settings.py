@@ -25,6 +25,7 @@ class EngineSettings(Struct, frozen=True):
     unit_granularity: int = 1
     decode_shares: tuple[int, ...] = ()  # of the splits that are armed; empty: all
     mode: Mode = "colocated"
+    one_fate: bool = False  # what strikes one worker can strike the other: one process, or one GPU and its faults
     plan: str = "elastic"
     # A second batch waits at the prefill worker while one runs, so that it never idles for a round trip; more would
     # only take decisions earlier than needed.
@@ -43,6 +44,11 @@ class EngineSettings(Struct, frozen=True):
     default_slo_class: str = ""  # empty: the first class, or none
     max_slice_ms: float = 20.0
     latency: DeviceProfile | None = None  # without its samples; None: nothing can be predicted
+
+    @property
+    def shares_fate(self) -> bool:
+        """A death can hit both phases, so a suspect is tried with neither of them at work for others."""
+        return self.mode == "chunked" or self.one_fate
 
     def plan_table(self) -> PlanTable:
         return build_plan_table(self.total_units, self.unit_granularity, self.decode_shares)

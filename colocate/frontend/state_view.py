@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import colocate
-from colocate.config.roles import ANY_WORKER
+from colocate.config.roles import WORKER_PROCESSES
 from colocate.config.serve import ServeConfig
 from colocate.config.slo import SloClass
 from colocate.frontend.slo import SloCounts, SloTable
@@ -170,7 +170,7 @@ def _workers(status: DaemonStatus) -> list[dict[str, Any]]:
             "uptime_s": round(process.uptime_s, 3),
         }
         for process in status.processes
-        if process.role in ANY_WORKER
+        if process.role in WORKER_PROCESSES
     ]
 
 

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
 import msgspec
 
-from colocate.config.roles import ANY_WORKER
+from colocate.config.roles import WORKER_PROCESSES
 from colocate.device.cpu.torch_facts import PASSIVE_OPENMP
 from colocate.errors import ChannelClosed, InvariantError
 from colocate.messages.spec import ProcessSpec
@@ -51,7 +52,15 @@ class Child:
     """Owned by the supervisor; used from its main thread, which is also the one that spawns: the kernel's death signal
     goes by the thread that made the child."""
 
-    def __init__(self, spec: ProcessSpec, control: ControlChannel, child_end: ControlChannel, fds: list[int]) -> None:
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        control: ControlChannel,
+        child_end: ControlChannel,
+        fds: list[int],
+        environment: Mapping[str, str | None],
+    ) -> None:
+        """`environment` goes on top of ours; None: the child goes without that variable."""
         self.role = spec.role
         self.incarnation = spec.incarnation
         self.control = control
@@ -64,7 +73,7 @@ class Child:
             [sys.executable, "-m", "colocate.launch", spec.role.value, str(os.getpid())],
             stdin=subprocess.PIPE,
             pass_fds=[child_end.fileno(), spec.board_fd, *spec.bell_fds, *fds],
-            env=_environment(spec.role),
+            env=_environment(spec.role, environment),
             process_group=0,  # a terminal's Ctrl-C is for the supervisor alone
         )
         child_end.close()
@@ -131,11 +140,10 @@ class Child:
         return Exit(code, self.doomed_because or _describe(code))
 
 
-def _environment(role: Role) -> dict[str, str]:
-    environment = {**os.environ, **_COMMON_ENVIRONMENT}
-    if role in ANY_WORKER:
-        return {**environment, **PASSIVE_OPENMP}
-    return {**environment, **_ONE_THREAD}
+def _environment(role: Role, on_top: Mapping[str, str | None]) -> dict[str, str]:
+    threads = PASSIVE_OPENMP if role in WORKER_PROCESSES else _ONE_THREAD
+    environment = {**os.environ, **_COMMON_ENVIRONMENT, **threads, **on_top}
+    return {name: value for name, value in environment.items() if value is not None}
 
 
 def _describe(code: int) -> str:

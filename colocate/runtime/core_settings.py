@@ -22,6 +22,7 @@ def core_settings(config: ServeConfig, facts: RuntimeFacts, last_plan_seq: int =
         unit_granularity=facts.unit_granularity,
         decode_shares=facts.decode_shares,
         mode=scheduler.mode,
+        one_fate=config.device.single_process or facts.device_kind == "cuda",
         plan=scheduler.plan,
         first_plan_seq=last_plan_seq + 1,
         shadow=scheduler.shadow,

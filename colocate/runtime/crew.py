@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from colocate.config.roles import ANY_WORKER, roles_of
-from colocate.config.serve import Mode, ServeConfig
+from colocate.config.roles import WORKER_PROCESSES, processes_of, workers_in
+from colocate.config.serve import ServeConfig
 from colocate.messages.control import (
     EngineAt,
     FrontendGone,
@@ -22,6 +22,7 @@ from colocate.messages.control import (
 )
 from colocate.messages.spec import OneShot, ProcessSpec, ProfilingJob, RuntimeFacts
 from colocate.runtime.child import Child, ChildState, Exit
+from colocate.runtime.gpu_guard import GpuGuard
 from colocate.runtime.restart import RestartBudget
 from colocate.transport.board import Board
 from colocate.transport.channel import frontend_address, keeper_address, worker_address
@@ -29,9 +30,9 @@ from colocate.transport.control import ControlChannel, ControlMessage
 from colocate.types import Role
 
 # The order in which simultaneous deaths are handled: causes before consequences.
-LOSS_ORDER = (Role.KEEPER, Role.ENGINE, *ANY_WORKER, Role.FRONTEND)
+LOSS_ORDER = (Role.KEEPER, Role.ENGINE, *WORKER_PROCESSES, Role.FRONTEND)
 # Who cannot go on when a role is lost and is killed with it.
-_DEPENDENTS: dict[Role, tuple[Role, ...]] = {Role.KEEPER: (Role.ENGINE, *ANY_WORKER)}
+_DEPENDENTS: dict[Role, tuple[Role, ...]] = {Role.KEEPER: (Role.ENGINE, *WORKER_PROCESSES)}
 
 
 @dataclass(slots=True)
@@ -50,6 +51,14 @@ class Slot:
         return self.child is not None and self.child.state is ChildState.READY
 
 
+@dataclass(frozen=True, slots=True)
+class Burial:
+    """A child that was reaped, and the workers that went with it because the GPU failed all of them."""
+
+    ended: Exit
+    companions: tuple[Child, ...] = ()
+
+
 class Crew:
     """Owned by the supervisor's main thread."""
 
@@ -58,6 +67,7 @@ class Crew:
         config: ServeConfig,
         facts: RuntimeFacts,
         run_id: str,
+        gpu: GpuGuard,
         listener: socket.socket | None,
         prompt: OneShot | None,
         profiling: ProfilingJob | None = None,
@@ -68,13 +78,14 @@ class Crew:
         self._listener = listener
         self._prompt = prompt
         self._profiling = profiling
+        self._gpu = gpu
         self._epoch = -1
         self._engine_expects = 0  # the incarnation of the frontend that the engine's socket is for
         self.board = Board.create()
         supervision = config.supervisor
         self.slots = {
             role: Slot(role, RestartBudget(supervision.max_restarts, supervision.restart_window_s))
-            for role in start_order(config.scheduler.mode)
+            for role in start_order(config)
             if profiling is None or role is not Role.FRONTEND
         }
 
@@ -101,20 +112,28 @@ class Crew:
             return Role.ENGINE
         return Role.FRONTEND if self._prompt is not None else None
 
+    def slot_of(self, role: Role) -> Slot:
+        """Of the process that runs this worker, or is this role."""
+        return next(slot for process, slot in self.slots.items() if role in (process, *workers_in(process)))
+
     def tell(self, role: Role, message: ControlMessage) -> None:
         child = self._child_of(role)
         if child is not None:
             child.tell(message)
 
     def start(self, role: Role) -> Child:
-        """Spawn the next incarnation and introduce it to those who must know."""
+        """Spawn the next incarnation and introduce it to those who must know. Raises ConfigError where the GPU takes
+        no worker."""
         slot = self.slots[role]
+        if role in WORKER_PROCESSES and self._gpu.ensure():
+            for other in self._workers():
+                self.kill(other, "its MPS daemon was replaced")
         slot.start_at_s = None
         incarnation = slot.next_incarnation
         if role is Role.ENGINE:
             self._epoch += 1
         self._announce(role, incarnation)
-        self.board.clear(role)
+        self._clear(role)
         ours, theirs = ControlChannel.pair()
         listens = role is Role.FRONTEND and self._listener is not None
         listen_fd = self._listener.fileno() if listens and self._listener is not None else -1
@@ -135,7 +154,7 @@ class Crew:
             profiling=self._profiling if role is Role.ENGINE else None,
         )
         slot.next_incarnation += 1
-        slot.child = Child(spec, ours, theirs, [listen_fd] if listens else [])
+        slot.child = Child(spec, ours, theirs, [listen_fd] if listens else [], self._gpu.environment(role))
         if role is Role.ENGINE:
             self._introduce_engine()
         return slot.child
@@ -154,7 +173,7 @@ class Crew:
 
     def _engine_address(self, role: Role, incarnation: int) -> str:
         epoch = max(0, self._epoch)
-        if role in ANY_WORKER:
+        if role in WORKER_PROCESSES:
             return worker_address(self._run_id, epoch, role, incarnation)
         if role is Role.FRONTEND:
             return frontend_address(self._run_id, epoch, incarnation)
@@ -162,12 +181,13 @@ class Crew:
 
     def _announce(self, role: Role, incarnation: int) -> None:
         """Before the newcomer exists: the engine binds where it will connect."""
-        address = self._engine_address(role, incarnation)
-        if role in ANY_WORKER:
-            self.tell(Role.ENGINE, WorkerStarting(role, incarnation, address))
+        if role in WORKER_PROCESSES:
+            for worker in workers_in(role):
+                address = self._engine_address(worker, incarnation)
+                self.tell(Role.ENGINE, WorkerStarting(worker, incarnation, address))
         elif role is Role.FRONTEND and self._engine_expects != incarnation:
             self._engine_expects = incarnation
-            self.tell(Role.ENGINE, FrontendStarting(incarnation, address))
+            self.tell(Role.ENGINE, FrontendStarting(incarnation, self._engine_address(role, incarnation)))
         elif role is Role.ENGINE:
             self._engine_expects = self._incarnation_of(Role.FRONTEND)
 
@@ -175,26 +195,66 @@ class Crew:
         """A new engine learns of the processes that are there, and they of it."""
         for role, slot in self.slots.items():
             child = slot.child
-            if child is None or not (role in ANY_WORKER or role is Role.FRONTEND):
+            if child is None or not (role in WORKER_PROCESSES or role is Role.FRONTEND):
                 continue
-            address = self._engine_address(role, child.incarnation)
-            if role in ANY_WORKER:
-                self.tell(Role.ENGINE, WorkerStarting(role, child.incarnation, address))
+            if role in WORKER_PROCESSES:
+                self._announce(role, child.incarnation)
             if self._epoch > 0:
-                child.tell(EngineAt(self._epoch, address))
+                child.tell(EngineAt(self._epoch, self._engine_address(role, child.incarnation)))
 
-    def bury(self, child: Child) -> Exit:
+    def kill(self, child: Child, because: str) -> None:
+        """A worker's work on the GPU is ended first, once."""
+        if child.role in WORKER_PROCESSES and child.doomed_because is None and not child.wait(0):
+            self._gpu.before_kill(child.pid)
+        child.kill(because)
+
+    def bury(self, child: Child, forget: Callable[[Child], None], *, gpu_fault: bool = False) -> Burial:
         """Reap a dead child, forget its place on the board, and only then tell the engine: until now it might have
-        written to its blocks."""
+        written to its blocks.
+
+        After a GPU fault every worker is killed and reaped before the engine hears of any: while one of them lives the
+        GPU takes no new one, and the engine must give neither of them work in between. So it is where the GPU does not
+        let go of a dead worker. `forget` is called for each that goes with it, before it is reaped.
+        """
+        gone = [(child, *self._reap(child))]
+        kv_trusted = not gpu_fault and gone[0][2]
+        companions = [] if kv_trusted or child.role not in WORKER_PROCESSES else self._workers()
+        for other in companions:
+            other.kill("the GPU's fault is everybody's")
+        for other in companions:
+            forget(other)
+            gone.append((other, *self._reap(other)))
+        for each, ended, _ in sorted(gone, key=lambda loss: LOSS_ORDER.index(loss[0].role)):
+            self._tell_of_loss(each, ended.cause, kv_trusted)
+        return Burial(gone[0][1], tuple(companions))
+
+    def _reap(self, child: Child) -> tuple[Exit, bool]:
+        """How it ended, and whether nothing of it can write any more."""
         ended = child.reap()
-        slot = self.slots[child.role]
-        slot.child = None
-        self.board.clear(child.role)
-        if child.role in ANY_WORKER:
-            self.tell(Role.ENGINE, WorkerGone(child.role, child.incarnation, ended.cause))
+        is_gone = child.role not in WORKER_PROCESSES or self._gpu.after_reap(child.pid)
+        self.slots[child.role].child = None
+        self._clear(child.role)
+        return ended, is_gone
+
+    def _tell_of_loss(self, child: Child, cause: str, kv_trusted: bool) -> None:
+        if child.role in WORKER_PROCESSES:
+            self.tell(Role.ENGINE, WorkerGone(child.role, child.incarnation, cause, kv_trusted))
         elif child.role is Role.FRONTEND:
             self.tell(Role.ENGINE, FrontendGone(child.incarnation))
-        return ended
+
+    def _clear(self, role: Role) -> None:
+        for each in {role, *workers_in(role)}:
+            self.board.clear(each)
+
+    def _workers(self) -> list[Child]:
+        return [child for child in self.children if child.role in WORKER_PROCESSES]
+
+    def kill_lost(self) -> None:
+        """Kill the workers whose GPU went away under them."""
+        problem = self._gpu.problem()
+        if problem is not None:
+            for child in self._workers():
+                self.kill(child, problem)
 
     def dependents_of(self, role: Role) -> tuple[Role, ...]:
         """Who cannot go on without it, of the roles of this run."""
@@ -204,13 +264,15 @@ class Crew:
         """Kill and reap those who cannot outlive `role`. `forget` is called for each before it is reaped."""
         children = [child for other in self.dependents_of(role) if (child := self.slots[other].child) is not None]
         for child in children:
-            child.kill(f"its memory went with the {role.value}")
+            self.kill(child, f"its memory went with the {role.value}")
         for child in children:
             forget(child)
-            self.bury(child)
+            self.bury(child, forget)
         return children
 
     def close(self) -> None:
+        """After the last child."""
+        self._gpu.close()
         self.board.close()
 
     def table(self) -> list[ProcessInfo]:
@@ -218,9 +280,10 @@ class Crew:
         return [_info(slot, now_s) for slot in self.slots.values()]
 
 
-def start_order(mode: Mode) -> tuple[Role, ...]:
+def start_order(config: ServeConfig) -> tuple[Role, ...]:
     """The processes of a run. Everything runs at the same time, so the order only decides who imports first."""
-    return (*roles_of(mode), Role.KEEPER, Role.ENGINE, Role.FRONTEND)
+    workers = processes_of(config.scheduler.mode, config.device.single_process)
+    return (*workers, Role.KEEPER, Role.ENGINE, Role.FRONTEND)
 
 
 def _info(slot: Slot, now_s: float) -> ProcessInfo:

@@ -16,6 +16,7 @@ from colocate.messages.spec import OneShot, ProfilingJob
 from colocate.runtime.child import Child
 from colocate.runtime.console import Console, curl_line
 from colocate.runtime.crew import Crew
+from colocate.runtime.gpu_guard import GpuGuard, gpu_guard_for
 from colocate.runtime.listen import bind_listener, url_of
 from colocate.runtime.startup import Startup, prepare
 from colocate.runtime.supervisor import Supervisor
@@ -27,8 +28,8 @@ def run_daemon(config: ServeConfig) -> int:
     console = Console()
     listener = bind_listener(config.http.host, config.http.port)
     with listener:
-        startup, phases = _prepare(config, console)
-        crew = Crew(config, startup.facts, _run_id(), listener, None)
+        startup, phases, gpu = _prepare(config, console)
+        crew = Crew(config, startup.facts, _run_id(), gpu, listener, None)
         url = url_of(listener)
 
         def on_ready() -> None:
@@ -46,8 +47,8 @@ def run_daemon(config: ServeConfig) -> int:
 def run_once(config: ServeConfig, prompt: OneShot) -> int:
     """Run one prompt without HTTP: the same processes, the frontend replaced by a client that prints."""
     console = Console(quiet=True)
-    startup, phases = _prepare(config, console)
-    crew = Crew(config, startup.facts, _run_id(), None, prompt)
+    startup, phases, gpu = _prepare(config, console)
+    crew = Crew(config, startup.facts, _run_id(), gpu, None, prompt)
     return _supervise(config, crew, console, startup, phases, lambda: None)
 
 
@@ -71,12 +72,12 @@ def run_measuring(config: ServeConfig, job_for: Callable[[Startup], ProfilingJob
     )
     config = dataclasses.replace(config, supervisor=supervisor, scheduler=scheduler)
     console = Console()
-    startup, phases = _prepare(config, console)
-    crew = Crew(config, startup.facts, _run_id(), None, None, job_for(startup))
+    startup, phases, gpu = _prepare(config, console)
+    crew = Crew(config, startup.facts, _run_id(), gpu, None, None, job_for(startup))
     return _supervise(config, crew, console, startup, phases, lambda: None), startup
 
 
-def _prepare(config: ServeConfig, console: Console) -> tuple[Startup, dict[str, float]]:
+def _prepare(config: ServeConfig, console: Console) -> tuple[Startup, dict[str, float], GpuGuard]:
     started_s = time.monotonic()
     console.line(f"colocate {__version__}")
     startup = prepare(config)
@@ -87,7 +88,8 @@ def _prepare(config: ServeConfig, console: Console) -> tuple[Startup, dict[str, 
     console.step("model", f"{facts.model_name}, {facts.dtype}, up to {facts.max_model_len} tokens", seconds)
     for note in startup.notes:
         console.warn(note)
-    return startup, {"prepare": seconds}
+    gpu = gpu_guard_for(config, facts.device_kind)
+    return startup, {"prepare": seconds}, gpu
 
 
 def _supervise(

@@ -18,7 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from colocate import __version__
-from colocate.config.roles import process_of, roles_of
+from colocate.config.roles import process_of, roles_of, workers_in
 from colocate.core.engine import Engine, Event
 from colocate.core.outbox import Command, SetPlanWord
 from colocate.core.settings import EngineSettings
@@ -170,8 +170,9 @@ class EngineDriver:
             self._close_channel(Role.FRONTEND)
             self._open_channel(Role.FRONTEND, message.address)
         elif isinstance(message, WorkerGone):
-            self._hear_last_words(message.role)
-            self._close_channel(message.role)
+            for worker in workers_in(message.role):
+                self._hear_last_words(worker)
+                self._close_channel(worker)
             self._handle(message)
         elif isinstance(message, FrontendGone):
             self._close_channel(Role.FRONTEND)

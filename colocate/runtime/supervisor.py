@@ -5,6 +5,7 @@ One thread, one selector. What it waits for: process sentinels (pidfds), control
 | lost | what happens |
 |---|---|
 | prefill, decode, hybrid | reaped, the engine told, started again on the keeper's memory |
+| the GPU (a fault) | every worker killed and reaped, the engine told that KV is not trusted, all start again |
 | frontend | reaped, the engine told, started again on the same listening socket |
 | engine | reaped, started again with the next epoch; workers and frontend told where |
 | keeper | engine and workers are killed and reaped, all of them start again; the frontend stays |
@@ -158,12 +159,19 @@ class Supervisor:
         for child in self._crew.children:
             reason = reason_to_kill(child, self._crew.board, self._config.supervisor)
             if reason is not None:
-                child.kill(reason)
+                self._crew.kill(child, reason)
+        self._crew.kill_lost()
 
     # -- children --------------------------------------------------------------------------------------------------
 
     def _start(self, role: Role) -> None:
-        child = self._crew.start(role)
+        try:
+            child = self._crew.start(role)
+        except ConfigError as error:
+            if self._lifecycle is Lifecycle.STARTING:
+                raise
+            self._give_up(f"{role.value} cannot start again: {error}")
+            return
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
         self._selector.register(child.control.fileno(), selectors.EVENT_READ, child)
         self._next_table_s = 0.0
@@ -177,7 +185,7 @@ class Supervisor:
         elif isinstance(message, ChildFailed):
             self._on_failure(child, message)
         elif isinstance(message, PoisonFailed):
-            self._crew.slots[message.role].budget.forgive()
+            self._crew.slot_of(message.role).budget.forgive()
         elif isinstance(message, ChannelBroken):
             self._kill_role(message.role, f"messages lost: {message.reason}")
         elif isinstance(message, Drained) and self._lifecycle in (Lifecycle.DRAINING, Lifecycle.SERVING):
@@ -191,9 +199,9 @@ class Supervisor:
             self._stop(0.0)
 
     def _kill_role(self, role: Role, reason: str) -> None:
-        child = self._crew.slots[role].child
+        child = self._crew.slot_of(role).child
         if child is not None:
-            child.kill(reason)
+            self._crew.kill(child, reason)
 
     def _on_child_ready(self, child: Child, message: ChildReady) -> None:
         if child.state is not ChildState.STARTING:
@@ -215,15 +223,18 @@ class Supervisor:
 
     def _on_end(self, child: Child) -> None:
         self._forget(child)
-        ended = self._crew.bury(child)
+        failure = self._last_failure.pop(child.role, None)
+        burial = self._crew.bury(child, self._forget, gpu_fault=failure is not None and failure.gpu_fault)
+        ended, companions = burial.ended, [other.role for other in burial.companions]
+        for other in companions:  # its words about the same fault are not about its successor
+            self._last_failure.pop(other, None)
         self._next_table_s = 0.0
         if self._lifecycle in (Lifecycle.STOPPING, Lifecycle.STOPPED):
             return
-        failure = self._last_failure.pop(child.role, None)
         if child.role in (Role.FRONTEND, self._crew.client) and self._ends_with(child.role, ended, failure):
             return
         cause = f"{ended.cause}: {failure.problem}" if failure is not None else ended.cause
-        self._replace(child.role, cause)
+        self._replace(child.role, cause, companions)
 
     def _ends_with(self, role: Role, ended: Exit, failure: ChildFailed | None) -> bool:
         """A one-shot run is over with its client, whose failure is the run's; a drain has nobody left to wait for."""
@@ -243,24 +254,29 @@ class Supervisor:
             if failure is not None and failure.remedy:
                 self._console.warn(f"to mend it: {failure.remedy}")
 
-    def _replace(self, role: Role, cause: str) -> None:
+    def _replace(self, role: Role, cause: str, companions: list[Role]) -> None:
+        """`companions` are dead as well, of the same fault, which counts as one death."""
         now_s = time.monotonic()
         wait_s = self._crew.slots[role].budget.on_death(now_s)
         if wait_s is None:
             settings = self._config.supervisor
             too_often = f" more than {settings.max_restarts} times in {settings.restart_window_s:g} s"
             often = too_often if settings.max_restarts else ""
-            self._console.warn(f"{role.value} (was {cause}) died{often}: giving up")
-            self._exit_code = EXIT_GAVE_UP
-            self._stop(_LEAVE_AT_ONCE_S)
+            self._give_up(f"{role.value} (was {cause}) died{often}: giving up")
             return
         self._console.warn(f"{role.value} lost ({cause}); starting it again" + (f" in {wait_s:g} s" if wait_s else ""))
-        for gone in self._crew.bury_dependents(role, self._forget):
-            self._console.warn(f"{gone.role.value} ends and starts with it")
-        for again in (role, *self._crew.dependents_of(role)):
+        dependents = [gone.role for gone in self._crew.bury_dependents(role, self._forget)]
+        for gone in (*companions, *dependents):
+            self._console.warn(f"{gone.value} ends and starts with it")
+        for again in (role, *companions, *self._crew.dependents_of(role)):
             slot = self._crew.slots[again]
             slot.num_restarts += 1
             slot.start_at_s = now_s + wait_s
+
+    def _give_up(self, why: str) -> None:
+        self._console.warn(why)
+        self._exit_code = EXIT_GAVE_UP
+        self._stop(_LEAVE_AT_ONCE_S)
 
     def _forget(self, child: Child) -> None:
         self._selector.unregister(child.pidfd)
@@ -337,15 +353,17 @@ class Supervisor:
             self._stop(_LEAVE_S)
         elif self._lifecycle is Lifecycle.STOPPING:
             for child in self._crew.children:
-                child.kill("did not leave in time")
+                self._crew.kill(child, "did not leave in time")
 
     def _end_everything(self) -> None:
         """Also after an exception: no child survives this call."""
-        for child in self._crew.children:
-            child.kill("the supervisor ends")
-        for child in self._crew.children:
-            self._crew.bury(child)
-        self._crew.close()
+        try:
+            for child in self._crew.children:
+                self._crew.kill(child, "the supervisor ends")
+            while self._crew.children:
+                self._crew.bury(self._crew.children[0], lambda _: None)
+        finally:
+            self._crew.close()
 
     def _move(self, to: Lifecycle) -> None:
         if to not in TRANSITIONS[self._lifecycle]:

@@ -6,6 +6,7 @@
     decode:slow@step=50,ms=200            one slow step
     decode:garbage@step=10                junk on the channel to the engine, then go on
     prefill:raise@token=13                raise while a prompt that contains token 13 is run
+    decode:gpu-fault@step=20              a memory fault of the device: no worker can go on
     decode:exit@token=77                  die whenever such a request is stepped: a poison request
     exit@switch  /  exit@switch=2         die in the middle of a (the second) plan switch
     exit@start                            die before becoming ready
@@ -25,10 +26,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from colocate.config.roles import ANY_WORKER
-from colocate.errors import ConfigError
+from colocate.errors import ConfigError, DeviceLost
 from colocate.types import Role
 
-ACTIONS = ("exit", "hang", "freeze", "slow", "garbage", "raise")
+ACTIONS = ("exit", "hang", "freeze", "slow", "garbage", "raise", "gpu-fault")
 TRIGGERS = ("step", "batch", "token", "switch", "start")
 _GRAMMAR = "[prefill:|decode:|hybrid:]ACTION@TRIGGER[=N][,ms=N][,incarnation=N]"
 _NEEDS_NUMBER = ("step", "batch", "token")
@@ -144,5 +145,7 @@ class FaultInjector:
         elif fault.action == "garbage":
             for junk in ((b"junk",), (b"\0" * 8, b"\xc1"), (b"\0" * 8, b""), (b"\xff" * 8, b"\x80")):
                 self._send_junk(junk)
+        elif fault.action == "gpu-fault":
+            raise DeviceLost(f"injected by a fault on {fault.trigger}={fault.number}")
         else:
             raise InjectedFault(f"injected by a fault on {fault.trigger}={fault.number}")

@@ -1,0 +1,185 @@
+"""The process between a run and its MPS daemon: `python -m colocate.device.cuda.mps_guard COMMAND...`.
+
+It lives in a session of its own, so nothing that strikes the run strikes it. It makes a private directory, says where
+it is on standard output, starts the daemon in the foreground under itself and then reads its standard input, on which
+nothing ever comes: the end of that pipe is the end of the run, in whatever way that came, SIGKILL included. Then it
+tells the daemon to quit, kills whatever of daemon and servers remains, removes the directory, and prints the last
+lines of the daemon's logs for whoever still listens.
+
+A daemon that dies by itself ends its guard in the same way: its servers would take no new clients.
+Only the standard library is imported. Killing the guard itself is the one death that leaves the directory behind; the
+daemon goes with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from colocate.device.cuda.mps_control import MpsControl
+
+PIPE, LOG = "p", "l"  # short: a path to a socket has about a hundred bytes
+MAX_PIPE_PATH = 80  # room for the longest name the daemon puts into its pipe directory
+_FOREGROUND = "foreground.log"  # what the daemon prints
+_TAIL_CHARS = 2000
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_QUIT_S = 3.0
+_TERM_S = 1.0
+_KILL_S = 5.0  # a process that the kernel holds on to must not hold us
+
+
+def main(command: list[str]) -> int:
+    """Exit codes: 0 the run ended, 1 the daemon did."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    # A server whose daemon died becomes our child, so that it can be found.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    directory = make_directory()
+    try:
+        _say(str(directory))
+        environ = mps_environment(directory)
+        daemon = _start(command, environ, directory)
+        try:
+            run_ended = _wait(daemon)
+        finally:
+            _end(daemon, MpsControl(command, environ))
+    finally:
+        _say(log_tail(directory))
+        shutil.rmtree(directory, ignore_errors=True)
+    return 0 if run_ended else 1
+
+
+def make_directory() -> Path:
+    """For this user alone. Raises OSError."""
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(parent)) + len("/colocate-mps-12345678/p") > MAX_PIPE_PATH:
+        parent = "/tmp"
+    directory = Path(tempfile.mkdtemp(prefix="colocate-mps-", dir=parent))
+    for name in (PIPE, LOG):
+        (directory / name).mkdir(mode=0o700)
+    return directory
+
+
+def mps_environment(directory: Path) -> dict[str, str]:
+    """Of the daemon and of everybody who talks to it."""
+    names = {"CUDA_MPS_PIPE_DIRECTORY": str(directory / PIPE), "CUDA_MPS_LOG_DIRECTORY": str(directory / LOG)}
+    return {**os.environ, **names}
+
+
+def log_tail(directory: Path) -> str:
+    """The last lines of every log, newest file last."""
+    texts = []
+    for path in sorted(directory.glob(f"{LOG}/*"), key=lambda path: path.stat().st_mtime):
+        text = path.read_text(errors="replace").strip()
+        if text:
+            texts.append(f"{path.name}: {text[-_TAIL_CHARS:]}")
+    return "\n".join(texts)[-_TAIL_CHARS:]
+
+
+def _start(command: list[str], environ: dict[str, str], directory: Path) -> subprocess.Popen[bytes]:
+    with (directory / LOG / _FOREGROUND).open("wb") as output:
+        return subprocess.Popen(
+            [*command, "-f"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environ,
+            preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),
+        )
+
+
+def _wait(daemon: subprocess.Popen[bytes]) -> bool:
+    """True once the run is over, False once the daemon is."""
+    pidfd = os.pidfd_open(daemon.pid)
+    try:
+        poller = select.poll()
+        poller.register(0, select.POLLIN | select.POLLHUP)
+        poller.register(pidfd, select.POLLIN)
+        while True:
+            stirred = {fd for fd, _ in poller.poll()}
+            if 0 in stirred and not os.read(0, 64):
+                return True
+            if pidfd in stirred:
+                return False
+    finally:
+        os.close(pidfd)
+
+
+def _end(daemon: subprocess.Popen[bytes], control: MpsControl) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if daemon.poll() is None:
+        control.ask("quit -t 1", _QUIT_S)
+        if not _ends(daemon, _QUIT_S):
+            daemon.terminate()
+            _ends(daemon, _TERM_S)
+    deadline_s = time.monotonic() + _KILL_S
+    while (left := _descendants(os.getpid())) and time.monotonic() < deadline_s:
+        for pid in left:
+            _kill(pid)
+        daemon.poll()
+        _reap()
+        time.sleep(0.01)
+
+
+def _ends(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _descendants(ancestor: int) -> list[int]:
+    """Children, theirs, and so on, of which those that are orphans have become ours."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+    found: list[int] = []
+    frontier = {ancestor}
+    while frontier:
+        frontier = {pid for pid, parent in parents.items() if parent in frontier}
+        found += frontier
+    return found
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError:
+        pass  # nobody listens any more
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
