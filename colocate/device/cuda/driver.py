@@ -24,13 +24,33 @@ ILLEGAL_ADDRESS = 700
 MPS_CONNECTION_FAILED = 805
 MPS_RPC_FAILURE = 806
 MPS_SERVER_NOT_READY = 807
+MPS_CLIENT_TERMINATED = 810
 INVALID_RESOURCE = 914  # of the wrong type
 INVALID_CONFIGURATION = 915  # groups of two splits, sizes that the device does not have
 UNKNOWN = 999
 # After one of these a process can do nothing more with the GPU. cuda.h says so of the faults of a kernel (700 to 721)
 # and of uncorrectable errors of memory and links (214, 220, 226); 709 is a context that somebody destroyed; after 806
 # and 810 the MPS server is gone or has ended this client. A kernel's fault reaches its MPS neighbours, too.
-FATAL = frozenset({214, 220, 226, ILLEGAL_ADDRESS, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 806, 810})
+FATAL = frozenset(
+    {
+        214,
+        220,
+        226,
+        ILLEGAL_ADDRESS,
+        702,
+        709,
+        710,
+        714,
+        715,
+        716,
+        717,
+        718,
+        719,
+        721,
+        MPS_RPC_FAILURE,
+        MPS_CLIENT_TERMINATED,
+    }
+)
 
 NAMES = {
     INVALID_VALUE: "CUDA_ERROR_INVALID_VALUE",
@@ -45,6 +65,7 @@ NAMES = {
     MPS_CONNECTION_FAILED: "CUDA_ERROR_MPS_CONNECTION_FAILED",
     MPS_RPC_FAILURE: "CUDA_ERROR_MPS_RPC_FAILURE",
     MPS_SERVER_NOT_READY: "CUDA_ERROR_MPS_SERVER_NOT_READY",
+    MPS_CLIENT_TERMINATED: "CUDA_ERROR_MPS_CLIENT_TERMINATED",
     INVALID_RESOURCE: "CUDA_ERROR_INVALID_RESOURCE_TYPE",
     INVALID_CONFIGURATION: "CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION",
     UNKNOWN: "CUDA_ERROR_UNKNOWN",
@@ -86,6 +107,11 @@ class GpuFacts:
     free_bytes: int  # of the moment
     l2_bytes: int
     is_mps_client: bool  # CU_DEVICE_ATTRIBUTE_MPS_ENABLED: this process runs under an MPS server
+
+    @property
+    def atom_sms(self) -> int:
+        """What shares are made of: the smallest group there is, in whole steps."""
+        return -(-self.min_partition_sms // self.partition_step_sms) * self.partition_step_sms
 
 
 class SmGroup(Protocol):

@@ -6,21 +6,26 @@ share memory for real (`fake_memory.py`) and are concurrent or time-sliced as un
 Environment, read when a FakeDriver is made without arguments:
     COLOCATE_FAKE_CUDA_SMS    SMs of the device (132)
     COLOCATE_FAKE_CUDA_BYTES  its memory (64 GiB; pages come with the first touch)
-    COLOCATE_FAKE_CUDA_MPS    0: a client finds no MPS server even where CUDA_MPS_PIPE_DIRECTORY is set, as with a
-                              daemon that died: the process runs without, and only `is_mps_client` tells
+    COLOCATE_FAKE_CUDA_MPS    0: no daemon is found even where CUDA_MPS_PIPE_DIRECTORY names one
+
+With its context a process becomes a client of the daemon that CUDA_MPS_PIPE_DIRECTORY names (`fake_mps.py`). Where
+none listens there it runs without, in silence, as NVIDIA's driver does: only `is_mps_client` tells.
 
 Not modelled: that a fault spreads to MPS neighbours (only this process is poisoned), percentages of MPS, several GPUs,
-work that outlasts a call, and everything named in the other two files.
+work that outlasts a call, and everything named in the other files of the fake.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from colocate.device.cuda import fake_mps
 from colocate.device.cuda.driver import (
     ILLEGAL_ADDRESS,
     INVALID_CONFIGURATION,
@@ -28,6 +33,8 @@ from colocate.device.cuda.driver import (
     INVALID_DEVICE,
     INVALID_HANDLE,
     INVALID_VALUE,
+    MPS_CLIENT_TERMINATED,
+    MPS_SERVER_NOT_READY,
     CudaError,
     GpuFacts,
     GreenContext,
@@ -90,12 +97,13 @@ class FakeDriver:
         is_mps_client: bool | None = None,
         lost_sms: int = 0,
     ) -> None:
-        """`is_mps_client` None: as the environment says. `lost_sms`: every green context gets so many SMs fewer than
-        it was asked for, as the driver may do."""
+        """`is_mps_client` None: whether a daemon is found; otherwise none is looked for. `lost_sms`: every green
+        context gets so many SMs fewer than it was asked for, as the driver may do."""
         self._num_sms = num_sms if num_sms is not None else int(os.environ.get("COLOCATE_FAKE_CUDA_SMS", 132))
         self._step_sms = step_sms
         self._total_bytes = total_bytes or int(os.environ.get("COLOCATE_FAKE_CUDA_BYTES", 64 * _GIB))
-        self._is_mps_client = _finds_mps() if is_mps_client is None else is_mps_client
+        self._is_mps_client = is_mps_client
+        self._mps: socket.socket | None = None
         self._lost_sms = lost_sms
         self._memory = FakeMemory(self._total_bytes)
         self._has_context = False
@@ -119,7 +127,9 @@ class FakeDriver:
         self._poison = code
 
     def check(self, call: str = "cuEventQuery") -> None:
-        """Raises CudaError where the device has faulted: what any call would say."""
+        """Raises CudaError where the device has faulted or MPS ended this client: what any call would say."""
+        if self._mps is not None and not fake_mps.is_connected(self._mps):
+            self._poison = self._poison or MPS_CLIENT_TERMINATED
         if self._poison is not None:
             raise cuda_error(call, self._poison)
 
@@ -142,6 +152,9 @@ class FakeDriver:
 
     def close(self) -> None:
         """Everything the end of the process would free."""
+        if self._mps is not None:
+            self._mps.close()
+            self._mps = None
         self._greens.clear()
         self._memory.close()
 
@@ -162,11 +175,15 @@ class FakeDriver:
             total_bytes=self._total_bytes,
             free_bytes=free,
             l2_bytes=50 << 20,
-            is_mps_client=self._is_mps_client,
+            is_mps_client=self._runs_under_mps(),
         )
 
     def retain_primary(self, index: int) -> None:
         self._enter("retain_primary", index, needs_context=False)
+        if not self._has_context and self._is_mps_client is None and (pipe := _daemon_at()) is not None:
+            self._mps = fake_mps.connect(pipe)
+            if self._mps is None:
+                raise cuda_error(_CALLS["retain_primary"], MPS_SERVER_NOT_READY)
         self._has_context = True
 
     def synchronize(self) -> None:
@@ -267,7 +284,7 @@ class FakeDriver:
 
     def load(self, image: bytes, name: str) -> FakeKernel:
         self._enter("load")
-        return FakeKernel(name, image, self._sms_of, self._write, lambda: not self._is_mps_client)
+        return FakeKernel(name, image, self._sms_of, self._write, lambda: not self._runs_under_mps())
 
     def device_buffer(self, num_bytes: int) -> int:
         return self.allocate(num_bytes)
@@ -283,6 +300,12 @@ class FakeDriver:
         if not self._memory.covers(address, num_bytes, writable=True):
             raise cuda_error(_CALLS["clear"], INVALID_VALUE)
         ctypes.memset(address, 0, num_bytes)
+
+    def _runs_under_mps(self) -> bool:
+        """Before there is a context: whether it would."""
+        if self._is_mps_client is not None:
+            return self._is_mps_client
+        return self._mps is not None or (not self._has_context and _daemon_at() is not None)
 
     def _sms_of(self, stream: int) -> tuple[int, ...]:
         """Stream 0 is the default stream, with the whole device."""
@@ -323,5 +346,8 @@ def _physical_order(num_sms: int) -> list[int]:
     return sorted(range(num_sms), key=lambda sm: (sm // 2 % 8, sm))
 
 
-def _finds_mps() -> bool:
-    return bool(os.environ.get("CUDA_MPS_PIPE_DIRECTORY")) and os.environ.get("COLOCATE_FAKE_CUDA_MPS", "1") != "0"
+def _daemon_at() -> str | None:
+    """The pipe directory of a daemon that could be listening."""
+    pipe = os.environ.get("CUDA_MPS_PIPE_DIRECTORY")
+    is_found = pipe and os.environ.get("COLOCATE_FAKE_CUDA_MPS", "1") != "0" and Path(pipe, fake_mps.SOCKET).is_socket()
+    return pipe if is_found else None

@@ -23,14 +23,14 @@ from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "colocate.device.cuda.fake_mps")
 NOT_READY = "807"  # CUDA_ERROR_MPS_SERVER_NOT_READY, the answer to a client that comes during a fault
-_SOCKET = "control"
+SOCKET = "control"
 
 
 class FakeDaemon:
     """One control daemon. A thread per connection; `_lock` is around everything they share."""
 
     def __init__(self, pipe_directory: Path, log_directory: Path) -> None:
-        self._address = str(pipe_directory / _SOCKET)
+        self._address = str(pipe_directory / SOCKET)
         self._log_path = log_directory / "control.log"
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
@@ -132,7 +132,7 @@ def connect(pipe_directory: str, pid: int | None = None) -> socket.socket | None
     once the client was terminated. None where no daemon answers or its server takes no clients now."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        peer.connect(f"{pipe_directory}/{_SOCKET}")
+        peer.connect(f"{pipe_directory}/{SOCKET}")
         peer.sendall(f"client {pid or os.getpid()}\n".encode())
         answer = peer.recv(64)
     except OSError:
@@ -154,7 +154,7 @@ def shell(pipe_directory: str) -> int:
     for line in sys.stdin:
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            peer.connect(f"{pipe_directory}/{_SOCKET}")
+            peer.connect(f"{pipe_directory}/{SOCKET}")
         except OSError:
             print("Cannot find MPS control daemon process")
             return 1

@@ -34,7 +34,7 @@ class CudaPartition:
         self._units: Share = ()
         self._last_mark: Mark | None = None  # of the lane before; a lane that comes after an empty share follows it too
         self._unfinished: list[Mark] = []
-        atoms = split_into_atoms(backend.driver, index, facts.partition_step_sms, facts.num_sms)
+        atoms = split_into_atoms(backend.driver, index, facts.atom_sms, facts.num_sms)
         try:
             for share in sorted({*map(tuple, shares)} - {()}, key=len):
                 self._make(index, atoms, share)
