@@ -6,6 +6,7 @@ table cuts one line in two and a switch moves the border. Only `shared` overlaps
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from colocate.errors import ConfigError
@@ -59,6 +60,24 @@ def split_name(prefill_units: int, decode_units: int) -> str:
     return f"p{prefill_units}d{decode_units}"
 
 
+def spread_shares(total_units: int, granularity: int) -> tuple[int, ...]:
+    """Decode shares to arm where nothing was said: eight at most, spread over the device and closer together at its
+    small end, where a decode step's time still changes. 16, 24, 32, 40, 48, 64, 80 and 96 of 132 in steps of 8."""
+    num_atoms = total_units // granularity
+    atoms = (round(sixteenths * num_atoms / 16) for sixteenths in (2, 3, 4, 5, 6, 8, 10, 12))
+    return tuple(sorted({min(max(1, count), num_atoms - 1) * granularity for count in atoms} - {0}))
+
+
+def shares_named(names: Sequence[str], total_units: int, granularity: int) -> tuple[int, ...]:
+    """The decode shares of splits by name (p92d40). Raises ConfigError that names those the device has."""
+    splits = {plan.name: plan for plan in build_plan_table(total_units, granularity).plans if plan.is_split}
+    for name in names:
+        if name not in splits:
+            legal = f"choose among: {', '.join(splits)}" if splits else "it cannot be split at all"
+            raise ConfigError("arm", f"this device has no split named {name!r}", legal)
+    return tuple(sorted({splits[name].decode_units for name in names}))
+
+
 def build_plan_table(total_units: int, granularity: int = 1, decode_shares: tuple[int, ...] = ()) -> PlanTable:
     """Every split whose decode share is a multiple of `granularity`, then all-prefill, all-decode and shared.
 
@@ -81,7 +100,7 @@ def build_plan_table(total_units: int, granularity: int = 1, decode_shares: tupl
         raise ConfigError("arm", problem, f"choose among {', '.join(map(str, legal))}")
     splits = tuple(
         Plan(split_name(total_units - decode_units, decode_units), total_units - decode_units, decode_units)
-        for decode_units in sorted(decode_shares or legal)
+        for decode_units in sorted(set(decode_shares or legal))
     )
     third = max(1, round(num_atoms / 3)) * granularity
     default = min(splits, key=lambda plan: abs(plan.decode_units - third))

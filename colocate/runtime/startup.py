@@ -59,9 +59,9 @@ def prepare(config: ServeConfig) -> Startup:
     """Find the model and the device, choose dtype and sizes. Raises ConfigError for whatever cannot work."""
     model_dir = locate_model(config.model.model, config.model.revision)
     model = load_model_config(model_dir)
-    device = resolve_device(config.device)
-    plans = build_plan_table(device.total_units, device.unit_granularity, device.decode_shares)
     notes: list[str] = []
+    device = resolve_device(config.device, notes)
+    plans = build_plan_table(device.total_units, device.unit_granularity, device.decode_shares)
     dtype = _choose_dtype(config.model.dtype, model, device, notes)
     weights_bytes = WeightLayout.of(model, dtype).nbytes
     pool = _size_pool(config, model, device, plans, dtype, weights_bytes)
