@@ -23,6 +23,7 @@ class PrefillBatchRows:
     block_tables: Tensor  # int32 [R, W]: covers starts[r] + own tokens; what lies beyond is never read
     max_new: int  # most own tokens of a row
     max_context: int  # most cached and own tokens together of a row
+    host_rows: tuple[tuple[int, int], ...] = ()  # (cached, own) tokens of each row: what FlashInfer plans with
 
     @property
     def num_tokens(self) -> int:
