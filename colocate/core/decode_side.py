@@ -295,7 +295,7 @@ class DecodeSide:
             if request.stage is Stage.LEAVING:
                 self._let_go(request)
                 continue
-            convicted = self.suspects.died(request)
+            convicted = self.suspects.died(request, Role.DECODE)
             self._exit(request)
             if convicted:
                 if charged_to_worker:

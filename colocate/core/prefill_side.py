@@ -190,8 +190,7 @@ class PrefillSide:
             request.prompt_logprobs += row.prompt_logprobs
             if row.token_id is not None:
                 self._forget(request)
-                if request.request_id in self.suspects:
-                    self.suspects.clear(request)
+                self.suspects.prefilled(request)
                 finished.append((request, row))
         return finished
 
@@ -271,7 +270,7 @@ class PrefillSide:
     def failed(self, message: BatchFailed) -> None:
         """A forward raised. The KV of its rows is not to be trusted; chunks behind it are cancelled."""
         for chunk in self._land(message.batch_id)[1]:
-            if self.suspects.died(chunk.request):
+            if self.suspects.died(chunk.request, Role.PREFILL):
                 self._convict(chunk.request, message.error, charged_to_worker=False)
             else:
                 self.cancel(chunk.request, AfterLeave.REQUEUE)
@@ -295,7 +294,7 @@ class PrefillSide:
                 request.incarnation += 1
                 self.begun[request.request_id] = request
         for request in in_flight.values():
-            if request.stage is Stage.PREFILLING and self.suspects.died(request):
+            if request.stage is Stage.PREFILLING and self.suspects.died(request, Role.PREFILL):
                 self._convict(request, POISON_MESSAGE, charged_to_worker=True)
 
     def distrust(self) -> None:
