@@ -86,7 +86,7 @@ class FakeBackend:
 
     def lane(self, green: GreenContext) -> Lane:
         self._driver.sm_ids(green)  # a green context that is gone has no lane
-        return InlineLane(self._driver.check)
+        return InlineLane(self._driver.check, self._driver.replaying)
 
     def tensor(self, address: int, num_bytes: int) -> torch.Tensor:
         """A write through a mapping that is read-only ends the process, as a fault on a GPU ends its work."""

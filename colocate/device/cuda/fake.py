@@ -7,6 +7,7 @@ Environment, read when a FakeDriver is made without arguments:
     COLOCATE_FAKE_CUDA_SMS    SMs of the device (132)
     COLOCATE_FAKE_CUDA_BYTES  its memory (64 GiB; pages come with the first touch)
     COLOCATE_FAKE_CUDA_MPS    0: no daemon is found even where CUDA_MPS_PIPE_DIRECTORY names one
+    COLOCATE_FAKE_CUDA_BREAK  promises to break (`fake_breaks.py`)
 
 With its context a process becomes a client of the daemon that CUDA_MPS_PIPE_DIRECTORY names (`fake_mps.py`). Where
 none listens there it runs without, in silence, as NVIDIA's driver does: only `is_mps_client` tells.
@@ -21,7 +22,8 @@ import ctypes
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,7 @@ from colocate.device.cuda.driver import (
     SmGroup,
     cuda_error,
 )
+from colocate.device.cuda.fake_breaks import Break, chosen_breaks
 from colocate.device.cuda.fake_kernels import FakeKernel
 from colocate.device.cuda.fake_memory import GRANULARITY, FakeMemory
 from colocate.errors import InvariantError
@@ -104,8 +107,10 @@ class FakeDriver:
         self._total_bytes = total_bytes or int(os.environ.get("COLOCATE_FAKE_CUDA_BYTES", 64 * _GIB))
         self._is_mps_client = is_mps_client
         self._mps: socket.socket | None = None
-        self._lost_sms = lost_sms
-        self._memory = FakeMemory(self._total_bytes)
+        self._breaks = chosen_breaks()
+        self._lost_sms = lost_sms or int(Break.LOST_SM in self._breaks)
+        self._memory = FakeMemory(self._total_bytes, is_private=Break.PRIVATE_MEMORY in self._breaks)
+        self._replays = 0  # under way
         self._has_context = False
         self._num_splits = 0
         self._greens: dict[object, tuple[int, tuple[int, ...]]] = {}  # handle: its stream and SMs
@@ -135,6 +140,15 @@ class FakeDriver:
 
     def sm_ids(self, green: GreenContext) -> tuple[int, ...]:
         return self._greens[green.handle][1]
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Around a graph's replay: its kernels keep to the partition they were captured in, unless that is broken."""
+        self._replays += 1
+        try:
+            yield
+        finally:
+            self._replays -= 1
 
     def leaks(self) -> dict[str, int]:
         """What is still held: green contexts, memory handles, mappings and bytes. All 0 after a clean shutdown."""
@@ -203,6 +217,8 @@ class FakeDriver:
             for first in range(0, end, group_sms)
         ]
         rest = tuple(sorted(order[end:]))
+        if Break.ATOM_ORDER in self._breaks:
+            groups.reverse()
         return groups, FakeGroup(self._num_splits, rest) if rest else None
 
     def make_green(self, index: int, groups: Sequence[SmGroup]) -> GreenContext:
@@ -310,12 +326,16 @@ class FakeDriver:
     def _sms_of(self, stream: int) -> tuple[int, ...]:
         """Stream 0 is the default stream, with the whole device."""
         self._enter("launch")
-        if not stream:
+        if not stream or (self._replays and Break.GRAPH_ESCAPES in self._breaks):
             return tuple(range(self._num_sms))
         for known, sm_ids in self._greens.values():
             if known == stream:
-                return sm_ids
+                return self._trespassing(sm_ids) if Break.OVERLAP in self._breaks else sm_ids
         raise cuda_error(_CALLS["launch"], INVALID_HANDLE)
+
+    def _trespassing(self, sm_ids: tuple[int, ...]) -> tuple[int, ...]:
+        last = _physical_order(self._num_sms)[-1]
+        return sm_ids if last in sm_ids else (*sm_ids[1:], last)
 
     def _write(self, address: int, content: bytes) -> None:
         if not self._memory.covers(address, len(content), writable=True):

@@ -59,8 +59,10 @@ class _Mapping:
 class FakeMemory:
     """All device memory one process sees. Owned by its FakeDriver."""
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, *, is_private: bool = False) -> None:
+        """`is_private`: broken on purpose, what is written through a mapping stays in this process."""
         self._total_bytes = total_bytes
+        self._sharing = mmap.MAP_PRIVATE if is_private else mmap.MAP_SHARED
         self._used_bytes = 0
         self._handles: dict[int, _Handle] = {}
         self._mappings: dict[int, _Mapping] = {}
@@ -105,7 +107,7 @@ class FakeMemory:
         known = self._handle(handle, "cuMemMap")
         if num_bytes != known.block.num_bytes:
             raise cuda_error("cuMemMap", INVALID_VALUE)
-        address = _map(known.fd, num_bytes, writable, "cuMemMap")
+        address = _map(known.fd, num_bytes, writable, "cuMemMap", self._sharing)
         known.block.users += 1
         self._mappings[address] = _Mapping(num_bytes, known.block, writable)
         return address
@@ -233,9 +235,9 @@ def _is_segment(fd: int) -> bool:
         return False
 
 
-def _map(fd: int, num_bytes: int, writable: bool, call: str) -> int:
+def _map(fd: int, num_bytes: int, writable: bool, call: str, sharing: int = mmap.MAP_SHARED) -> int:
     access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    address = _libc.mmap(None, num_bytes, access, mmap.MAP_SHARED, fd, 0)
+    address = _libc.mmap(None, num_bytes, access, sharing, fd, 0)
     if address is None or address == _MAP_FAILED:
         raise cuda_error(call, OUT_OF_MEMORY)
     return int(address)

@@ -69,20 +69,32 @@ class _DoneMark:
 
 
 class _InlineGraph:
-    def __init__(self, work: Callable[[], None], check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        work: Callable[[], None],
+        check: Callable[[], None],
+        replaying: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._work = work
         self._check = check
+        self._replaying = replaying
 
     def replay(self) -> None:
         self._check()
-        self._work()
+        with self._replaying():
+            self._work()
 
 
 class InlineLane:
-    """`check` raises CudaError where the (fake) device has faulted."""
+    """`check` raises CudaError where the (fake) device has faulted; `replaying` is entered around a graph's replay."""
 
-    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        check: Callable[[], None] = lambda: None,
+        replaying: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._check = check
+        self._replaying = replaying
 
     @property
     def num_sms(self) -> int:
@@ -102,4 +114,4 @@ class InlineLane:
     def capture(self, work: Callable[[], None]) -> Graph:
         """The graph is the work itself: it reads the buffers it closed over when it is replayed."""
         self._check()
-        return _InlineGraph(work, self._check)
+        return _InlineGraph(work, self._check, self._replaying)
