@@ -120,8 +120,8 @@ def _wait(daemon: subprocess.Popen[bytes]) -> bool:
 def _end(daemon: subprocess.Popen[bytes], control: MpsControl) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if daemon.poll() is None:
-        control.ask("quit -t 1", _QUIT_S)
-        if not _ends(daemon, _QUIT_S):
+        heard = control.ask("quit -t 1", _QUIT_S) is not None
+        if not _ends(daemon, _QUIT_S if heard else 0.0):
             daemon.terminate()
             _ends(daemon, _TERM_S)
     deadline_s = time.monotonic() + _KILL_S
