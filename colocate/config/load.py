@@ -22,8 +22,17 @@ from colocate.config.slo import as_class_texts, parse_slo_classes, slo_classes
 from colocate.errors import ConfigError
 
 _PREFIX = "COLOCATE_"
-# Read where they are used (model/native.py), not settings of a run: no flag, no key in a file.
-OTHER_VARIABLES = ("COLOCATE_NATIVE", "COLOCATE_CACHE_DIR")
+# Read where they are used (model/native.py, device/cuda/fake.py), not settings of a run: no flag, no key in a file.
+OTHER_VARIABLES = (
+    "COLOCATE_NATIVE",
+    "COLOCATE_CACHE_DIR",
+    "COLOCATE_FAKE_CUDA",
+    "COLOCATE_FAKE_CUDA_SMS",
+    "COLOCATE_FAKE_CUDA_BYTES",
+    "COLOCATE_FAKE_CUDA_MPS",
+    "COLOCATE_FAKE_CUDA_BREAK",
+    "COLOCATE_FAKE_MPS",
+)
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
