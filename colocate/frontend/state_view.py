@@ -221,6 +221,7 @@ def server_info(
         },
         "device": {"kind": facts.device_kind, "name": facts.device_name, "units": facts.total_units},
         "kv": {"blocks": facts.num_blocks, "block_size": facts.block_size},
+        "gpu_memory": status.gpu_memory or None,
         "config": settings,
     }
 

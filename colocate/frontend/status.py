@@ -45,6 +45,10 @@ class DaemonStatus:
         return self._table.startup_s
 
     @property
+    def gpu_memory(self) -> dict[str, int]:
+        return self._table.gpu_memory
+
+    @property
     def processes(self) -> list[ProcessInfo]:
         return self._table.processes
 

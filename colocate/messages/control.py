@@ -123,6 +123,7 @@ class ProcessTable(Struct, frozen=True, tag=True):
     phase: str  # what `/ready` answers while not ready; "ready" when serving
     processes: list[ProcessInfo]
     startup_s: dict[str, float]  # seconds per start-up phase, for `/server_info`
+    gpu_memory: dict[str, int] = {}  # bytes planned and measured, by name; empty without a GPU
 
 
 class WorkerHello(Struct, frozen=True, tag=True):

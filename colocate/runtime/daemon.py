@@ -18,6 +18,7 @@ from colocate.runtime.console import Console, curl_line
 from colocate.runtime.crew import Crew
 from colocate.runtime.gpu_guard import GpuGuard, gpu_guard_for
 from colocate.runtime.listen import bind_listener, url_of
+from colocate.runtime.memory_ledger import MemoryLedger
 from colocate.runtime.startup import Startup, prepare
 from colocate.runtime.supervisor import Supervisor
 from colocate.types import Role
@@ -100,10 +101,26 @@ def _supervise(
     phases: dict[str, float],
     on_ready: Callable[[], None],
 ) -> int:
+    ledger = None if startup.budget is None else MemoryLedger(startup.budget)
+    gpu_memory: dict[str, int] = {}
+
     def describe(child: Child, ready: ChildReady) -> str:
+        if ledger is not None:
+            ledger.note(child.role, ready.facts)
+            gpu_memory.update(ledger.as_facts())
         return f"pid {child.pid}" + _detail_of(child.role, startup)
 
-    return Supervisor(config, crew, console, phases=phases, on_ready=on_ready, describe=describe).run()
+    def all_ready() -> None:
+        if ledger is not None:
+            console.line(ledger.render())
+            for warning in ledger.warnings():
+                console.warn(warning)
+        on_ready()
+
+    supervisor = Supervisor(
+        config, crew, console, phases=phases, gpu_memory=gpu_memory, on_ready=all_ready, describe=describe
+    )
+    return supervisor.run()
 
 
 def _detail_of(role: Role, startup: Startup) -> str:

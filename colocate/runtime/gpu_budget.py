@@ -62,6 +62,7 @@ class GpuBudget:
     kv_bytes: int
     num_blocks: int
     graph_bytes: int
+    used_before_bytes: int | None = None  # by others, when the run started; None: not known
 
     @property
     def planned_bytes(self) -> int:
@@ -108,7 +109,8 @@ def divide(needs: GpuNeeds) -> GpuBudget:
     num_blocks = pool_bytes // needs.bytes_per_block
     kv_bytes = num_blocks * needs.bytes_per_block
     lines = (fixed[0], Line("KV pool", _round_up(kv_bytes)), *fixed[1:])
-    return GpuBudget(needs.total_bytes, usable, lines, kv_bytes, num_blocks, needs.graph_bytes)
+    before = needs.total_bytes - needs.free_bytes if needs.free_bytes else None
+    return GpuBudget(needs.total_bytes, usable, lines, kv_bytes, num_blocks, needs.graph_bytes, before)
 
 
 def _refuse_foreign(needs: GpuNeeds, usable: int) -> None:

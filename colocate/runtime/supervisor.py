@@ -78,6 +78,7 @@ class Supervisor:
         console: Console,
         *,
         phases: dict[str, float],
+        gpu_memory: dict[str, int],
         on_ready: Callable[[], None],
         describe: Callable[[Child, ChildReady], str],
     ) -> None:
@@ -85,6 +86,7 @@ class Supervisor:
         self._crew = crew
         self._console = console
         self._phases = phases  # seconds per start-up phase
+        self._gpu_memory = gpu_memory  # published as it is filled
         self._on_ready = on_ready
         self._describe = describe
         self._lifecycle = Lifecycle.STARTING
@@ -375,4 +377,4 @@ class Supervisor:
         phase = self._phase
         if self._lifecycle is Lifecycle.SERVING:
             phase = "ready" if self._crew.is_ready else "recovering: " + ", ".join(self._crew.missing)
-        self._crew.tell(Role.FRONTEND, ProcessTable(phase, self._crew.table(), self._phases))
+        self._crew.tell(Role.FRONTEND, ProcessTable(phase, self._crew.table(), self._phases, self._gpu_memory))
