@@ -4,7 +4,6 @@
     |-- ConfigError        the operator: a flag, a file, a model, this machine. `serve` exits with code 2.
     |-- RequestError       the client: carries an HTTP status, OpenAI's `type`, `param` and `code`.
     |   `-- Overloaded     the client, later: 429 with a retry hint.
-    |-- DeviceLost         the device faulted and this process can do nothing more with it. The supervisor acts.
     |-- DeviceLost         a memory fault of the GPU: nobody who shares it can go on. The supervisor acts.
     |-- ChannelClosed      a peer is gone or its stream of messages has a gap. The supervisor acts.
     `-- InvariantError     a bug: carries the story of the object that moved illegally.
@@ -62,11 +61,6 @@ class Overloaded(RequestError):
 
 class ChannelClosed(ColocateError):
     """The peer of a channel is gone, or a sequence number is missing: nothing more can be trusted from it."""
-
-
-class DeviceLost(ColocateError):
-    """A fatal fault of the GPU: no call of this process works any more, and what it was writing is not trusted. No loop
-    outlives it; the process leaves."""
 
 
 class DeviceLost(ColocateError):
