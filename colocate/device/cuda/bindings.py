@@ -35,9 +35,10 @@ class _Group:
 class BindingsDriver:
     """One per process. Used from several threads only after `retain_primary` in each of them."""
 
-    def __init__(self) -> None:
-        """Raises ConfigError where cuda-python or the driver's library is missing, CudaError where cuInit fails."""
-        self._api = _load_api()
+    def __init__(self, api: Any = None) -> None:
+        """`api` is the module `cuda.bindings.driver`, which is loaded here unless it is given. Raises ConfigError where
+        cuda-python or the driver's library is missing, CudaError where cuInit fails."""
+        self._api = _load_api() if api is None else api
         self._contexts: dict[int, Any] = {}  # by device: the primary context, retained once
 
     # DeviceDriver
@@ -260,7 +261,7 @@ def _load_api() -> Any:
         from cuda.bindings import driver as api
     except ImportError as error:
         problem = f"the package cuda-python is missing or broken: {error}"
-        raise ConfigError("device", problem, "install colocate[gpu], or use --device cpu") from error
+        raise ConfigError("device", problem, "install colocate[cuda], or use --device cpu") from error
     try:
         result = api.cuInit(0)
     except Exception as error:

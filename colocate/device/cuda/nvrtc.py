@@ -31,13 +31,15 @@ def cubin_of(name: str, compute_capability: tuple[int, int]) -> bytes:
     cached = cache_directory() / f"{name}-{digest}.cubin"
     with contextlib.suppress(OSError):
         return cached.read_bytes()
-    cubin = _compile(api, name, source, options)
+    cubin = compile_source(name, source, options)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs a compilation, nothing else
         _store(cached, cubin)
     return cubin
 
 
-def _compile(api: Any, name: str, source: bytes, options: tuple[str, ...]) -> bytes:
+def compile_source(name: str, source: bytes, options: tuple[str, ...]) -> bytes:
+    """One translation unit, not cached. Raises as `cubin_of`."""
+    api = _load_api()
     program = _call(api, "nvrtcCreateProgram", source, f"{name}.cu".encode(), 0, [], [])
     try:
         result = api.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
@@ -48,7 +50,7 @@ def _compile(api: Any, name: str, source: bytes, options: tuple[str, ...]) -> by
             if "gpu-architecture" in text:
                 problem = f"NVRTC {_call(api, 'nvrtcVersion')} does not know this GPU: {text}"
                 raise ConfigError("device", problem, "install a newer nvidia-cuda-nvrtc")
-            raise InvariantError(f"native/cuda/{name}.cu does not compile: {text}")
+            raise InvariantError(f"{name}.cu does not compile: {text}")
         cubin = bytearray(_call(api, "nvrtcGetCUBINSize", program))
         _call(api, "nvrtcGetCUBIN", program, cubin)
         return bytes(cubin)
