@@ -11,11 +11,13 @@ from colocate.errors import ConfigError
 DEMO = "demo"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 # Weights only as safetensors: nothing that is read from the hub can run code.
-_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.jinja", "*.txt"]
+_WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+_OTHER_FILES = ["*.json", "tokenizer*", "*.model", "*.jinja", "*.txt"]
 
 
-def locate_model(model: str, revision: str | None = None) -> Path:
-    """The directory with config.json, safetensors and tokenizer. A hub id is downloaded (or taken from the cache).
+def locate_model(model: str, revision: str | None = None, *, needs_weights: bool = True) -> Path:
+    """The directory with config.json, safetensors and tokenizer. A hub id is downloaded (or taken from the cache);
+    without its weights where they are not needed.
 
     Raises ConfigError where there is none.
     """
@@ -27,7 +29,8 @@ def locate_model(model: str, revision: str | None = None) -> Path:
     if path.exists():
         raise ConfigError("model", f"{model} is a file", "name the directory that holds config.json")
     if _HUB_ID.match(model) and not model.startswith((".", "/", "~")):
-        return _checked(_from_hub(model, revision))
+        files = [*_WEIGHT_FILES, *_OTHER_FILES] if needs_weights else _OTHER_FILES
+        return _checked(_from_hub(model, revision, files))
     raise ConfigError("model", f"there is no directory {model}", "give a Hugging Face directory, a hub id, or `demo`")
 
 
@@ -52,7 +55,7 @@ def _checked(path: Path) -> Path:
     return path.resolve()
 
 
-def _from_hub(model: str, revision: str | None) -> Path:
+def _from_hub(model: str, revision: str | None, files: list[str]) -> Path:
     # Imported here: only this path needs it, and it costs a second and 60 MB.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -63,7 +66,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=files))
     except RevisionNotFoundError:
         raise ConfigError("revision", f"{model} has no revision {revision!r}", "look it up on the hub") from None
     except RepositoryNotFoundError:

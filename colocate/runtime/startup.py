@@ -57,9 +57,12 @@ class _Pool:
 
 def prepare(config: ServeConfig) -> Startup:
     """Find the model and the device, choose dtype and sizes. Raises ConfigError for whatever cannot work."""
-    model_dir = locate_model(config.model.model, config.model.revision)
+    is_dummy = config.model.load_format == "dummy"
+    model_dir = locate_model(config.model.model, config.model.revision, needs_weights=not is_dummy)
     model = load_model_config(model_dir)
     notes: list[str] = []
+    if is_dummy:
+        notes.append("the weights are random numbers (load_format dummy): times are real, texts are noise")
     device = resolve_device(config.device, notes)
     plans = build_plan_table(device.total_units, device.unit_granularity, device.decode_shares)
     dtype = _choose_dtype(config.model.dtype, model, device, notes)
