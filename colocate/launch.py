@@ -6,7 +6,6 @@ the keeper and the engine stay small and start fast.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -22,17 +21,16 @@ from colocate.messages.control import ChildFailed
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.board import Board
 from colocate.transport.control import ControlChannel
+from colocate.transport.parent import die_with_parent
 from colocate.types import Role
 
 Entry: TypeAlias = Callable[[ProcessSpec, ControlChannel, Board], None]
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
     """Exit codes: 0 told to leave, 1 an error, 2 an error that the operator can mend."""
     role, parent_pid = Role(arguments[0]), int(arguments[1])
-    _die_with_parent(parent_pid)
+    die_with_parent(parent_pid)
     # Ctrl-C in a terminal reaches the whole process group; only the supervisor decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
@@ -86,13 +84,6 @@ def _entry(spec: ProcessSpec) -> Entry:
     from colocate.worker.main import run_worker
 
     return run_worker
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """From here on the kernel kills this process when the supervisor's main thread ends, however it ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before the call
-        os._exit(1)
 
 
 def _leave(signum: int, frame: object) -> None:
