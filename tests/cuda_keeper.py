@@ -1,4 +1,4 @@
-"""A real keeper process over the fake GPU, with this test in the place of the supervisor."""
+"""A real keeper process over the fake GPU, or the real one, with this test in the place of the supervisor."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ def keeper_process(
     transport: MemoryTransport = "vmm",
     model: ModelConfigSection | None = None,
     total_bytes: int = 1 << 30,
+    is_fake: bool = True,
 ) -> Iterator[KeeperUnderTest]:
     board = Board.create()
     parent, child = ControlChannel.pair()
@@ -108,11 +109,12 @@ def keeper_process(
         bell_fds=board.bell_fds,
         keeper_address=keeper_address(run_id, 1),
     )
+    fake = {"COLOCATE_FAKE_CUDA": "1", "COLOCATE_FAKE_CUDA_BYTES": str(total_bytes)}
     process = subprocess.Popen(
         [sys.executable, "-m", "colocate.launch", Role.KEEPER.value, str(os.getpid())],
         stdin=subprocess.PIPE,
         pass_fds=[child.fileno(), board.fd, *board.bell_fds],
-        env={**os.environ, "COLOCATE_FAKE_CUDA": "1", "COLOCATE_FAKE_CUDA_BYTES": str(total_bytes)},
+        env={**os.environ, **(fake if is_fake else {})},
     )
     assert process.stdin is not None
     process.stdin.write(msgspec.msgpack.encode(spec))
