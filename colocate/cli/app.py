@@ -80,13 +80,27 @@ def generate(
     sys.exit(run_once(load_config(config, os.environ, flags), request))
 
 
-@app.command(help="Say what this machine can do, measured, and what is missing for more.")
+@app.command(
+    help="Say what this machine can do, measured, and what is missing for more; on a GPU, prove in real processes that "
+    "partitions hold."
+)
 def doctor(
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, cpu or cuda; cuda exits with 1 where it cannot be in force.")
+    ] = "auto",
+    gpu: Annotated[int, typer.Option(min=0, metavar="N", help="Which GPU, as CUDA counts them.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out what needs two processes.")] = False,
+    drill: Annotated[
+        bool, typer.Option("--drill", help="Also make faults on purpose, in processes of this command's own.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write doctor.json there too.")] = None,
 ) -> None:
-    from colocate.cli.doctor import run_doctor
+    from colocate.cli.doctor import DoctorRequest, run_doctor
 
-    sys.exit(run_doctor(as_json=json))
+    if quick and drill:
+        raise ConfigError("--drill", "needs the processes that --quick leaves out", "drop one of them")
+    sys.exit(run_doctor(DoctorRequest(device, gpu, quick, drill, json, out)))
 
 
 @app.command(

@@ -1,190 +1,162 @@
-"""`colocate doctor`: what this machine can do, measured where it can be, and what is missing for more."""
+"""`colocate doctor`: what this machine can do, what is missing for more, and the proof that a GPU's partitions hold."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import shutil
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from colocate import __version__
-from colocate.config.sizes import format_size
-from colocate.core.plan import build_plan_table
-from colocate.device.cpu.memory import available_bytes, total_bytes
-from colocate.device.cpu.topology import usable_cores
-from colocate.device.cpu.torch_facts import PASSIVE_OPENMP, probe_torch
-from colocate.device.gpu_probe import probe_gpu
+from colocate.cli.machine_facts import examine, lines_of
+from colocate.device.cuda.backend import is_fake_chosen
+from colocate.device.cuda.proof.check import Check, Status
+from colocate.device.cuda.proof.run import ProofRequest, nothing_testable, prove
+from colocate.device.cuda.proof.verdict import Verdict, judge
+from colocate.errors import ConfigError
 
+SCHEMA = 1  # of --json; raised when a field changes its meaning or goes
 _EXIT_UNFIT = 1
+_DEVICES = ("auto", "cpu", "cuda")
+_MARKS = {
+    Status.PASS: "[green]pass[/]",
+    Status.FAIL: "[bold red]FAIL[/]",
+    Status.UNTESTABLE: "[dim]not testable[/]",
+}
+_MARK_WIDTH = 12
 
 
-def run_doctor(*, as_json: bool) -> int:
-    """0 where `colocate serve` can run here, 1 where something it cannot do without is missing."""
+@dataclass(frozen=True, slots=True)
+class DoctorRequest:
+    """`device` as in serve: `auto` proves the GPU that is here, `cuda` is unfit without one, `cpu` leaves it alone."""
+
+    device: str = "auto"
+    gpu: int = 0
+    quick: bool = False
+    drill: bool = False
+    as_json: bool = False
+    out: Path | None = None
+
+
+def run_doctor(request: DoctorRequest) -> int:
+    """0 where `colocate serve` can run on the device that was asked, 1 where something it cannot do without is
+    missing or does not hold. Raises ConfigError."""
+    if request.device not in _DEVICES:
+        raise ConfigError("--device", f"is {request.device!r}", f"give one of {', '.join(_DEVICES)}")
     facts = examine()
-    if as_json:
-        print(json.dumps(facts, indent=2))
+    console = Console(quiet=request.as_json)
+    _show_machine(console, facts)
+    checks = _prove(request, facts["gpu"]["why_not"], console)
+    verdict = judge(checks)
+    exit_code = _exit_code(request, facts, verdict)
+    document = _document(request, facts, checks, verdict, exit_code)
+    if request.out is not None:
+        _write(request.out, document)
+    if request.as_json:
+        print(json.dumps(document, indent=2))
     else:
-        _show(facts)
-    return _EXIT_UNFIT if facts["problems"] else 0
+        _show_verdict(console, request, facts, checks, verdict)
+    return exit_code
 
 
-def examine() -> dict[str, Any]:
-    """Everything found, as plain JSON values. `problems` stop a run, `advice` does not."""
-    facts: dict[str, Any] = {
-        "colocate": __version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": _cores(),
-        "memory": {"total_bytes": total_bytes(), "available_bytes": available_bytes()},
-        "torch": _torch(),
-        "openmp": PASSIVE_OPENMP,
-        "compiler": shutil.which("g++") or shutil.which("c++") or shutil.which("clang++"),
-        "kernel": _kernel(),
-        "gpu": _gpu(),
-    }
-    facts["plans"] = _plans(len(facts["cores"]["usable"]))
-    facts["problems"] = _problems(facts)
-    facts["advice"] = _advice(facts)
-    return facts
+def _prove(request: DoctorRequest, why_not: str, console: Console) -> list[Check]:
+    if request.device == "cpu":
+        return []
+    if request.device == "auto" and why_not:
+        reason = "the fake GPU is taken only where it is asked for: --device cuda" if is_fake_chosen() else why_not
+        checks = nothing_testable(reason)
+        console.print(f"\nGPU: {len(checks)} checks, none testable here: {escape(reason)}")
+        return checks
+    console.print(f"\nGPU {request.gpu}")
+    proof = ProofRequest(request.gpu, is_fake=is_fake_chosen(), quick=request.quick, drill=request.drill)
+    return prove(proof, _row_printer(console))
 
 
-def _cores() -> dict[str, Any]:
-    topology = usable_cores()
+def _row_printer(console: Console) -> Callable[[Check], None]:
+    """A line per check as it is done: the whole run takes a minute."""
+
+    def show(check: Check) -> None:
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(width=_MARK_WIDTH, no_wrap=True)
+        row.add_column(ratio=1)
+        seconds = f" [dim]{check.seconds:.1f} s[/]" if check.seconds >= 0.05 else ""
+        if check.status is Status.UNTESTABLE:
+            row.add_row(_MARKS[check.status], f"{check.title}: [dim]{escape(check.detail)}[/]")
+        else:
+            row.add_row(_MARKS[check.status], check.title + seconds)
+            row.add_row("", f"[dim]{escape(check.detail)}[/]")
+        if check.remedy:
+            row.add_row("", f"[yellow]remedy: {escape(check.remedy)}[/]")
+        console.print(row)
+
+    return show
+
+
+def _exit_code(request: DoctorRequest, facts: dict[str, Any], verdict: Verdict) -> int:
+    is_refuted = verdict.two_processes is False
+    is_missing = request.device == "cuda" and verdict.two_processes is None and not request.quick
+    return _EXIT_UNFIT if facts["problems"] or is_refuted or is_missing else 0
+
+
+def _document(
+    request: DoctorRequest, facts: dict[str, Any], checks: list[Check], verdict: Verdict, exit_code: int
+) -> dict[str, Any]:
+    """What scripts read: docs/doctor.md."""
     return {
-        "usable": list(topology.core_ids),
-        "allowed": sorted(os.sched_getaffinity(0)),
-        "online": os.cpu_count(),
-        "smt_siblings_left_out": list(topology.smt_siblings),
-        "over_quota": list(topology.over_quota),
-        "quota_cores": topology.quota_cores,
+        "schema": SCHEMA,
+        "version": __version__,
+        "device": request.device,
+        "exit_code": exit_code,
+        "colocation": verdict.as_json(),
+        "checks": [check.as_json() for check in checks],
+        "problems": facts["problems"],
+        "advice": facts["advice"],
+        "facts": {name: value for name, value in facts.items() if name not in ("problems", "advice")},
     }
 
 
-def _torch() -> dict[str, Any] | None:
-    facts = probe_torch()
-    if facts is None:
-        return None
-    return {
-        "version": facts.torch,
-        "num_threads": facts.num_threads,
-        "isa": facts.isa,
-        "openmp": facts.openmp,
-        "mkldnn": facts.mkldnn,
-        "gflops": {name: round(rate, 1) for name, rate in facts.gflops.items()},
-    }
+def _write(directory: Path, document: dict[str, Any]) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "doctor.json").write_text(json.dumps(document, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError("--out", f"{directory} cannot be written: {error.strerror}", "name another one") from None
 
 
-def _kernel() -> dict[str, bool]:
-    def works(probe: Any) -> bool:
-        try:
-            os.close(probe())
-        except (OSError, AttributeError):
-            return False
-        return True
-
-    return {
-        "memfd": works(lambda: os.memfd_create("colocate-doctor", os.MFD_ALLOW_SEALING)),
-        "pidfd": works(lambda: os.pidfd_open(os.getpid())),
-    }
-
-
-def _gpu() -> dict[str, Any]:
-    report = probe_gpu()
-    return {
-        "usable": list(report.names),
-        "driver": report.driver,
-        "why_not": report.problem,
-        "pci_devices": report.pci_devices,
-        "device_files": report.has_device_files,
-        "mps_binaries": list(report.mps_binaries),
-    }
-
-
-def _plans(num_units: int) -> dict[str, Any]:
-    table = build_plan_table(num_units)
-    return {"units": num_units, "names": [plan.name for plan in table.plans], "default_split": table.default_split}
-
-
-def _problems(facts: dict[str, Any]) -> list[str]:
-    problems = []
-    if sys.platform != "linux":
-        problems.append("only Linux has the shared memory and process handles this runtime is built on")
-    if facts["torch"] is None:
-        problems.append("torch cannot be imported: install it (`pip install torch`); the emulated device works without")
-    for name, works in facts["kernel"].items():
-        if not works:
-            problems.append(
-                f"the kernel refuses {name}: Linux 5.4 or newer is needed, and no seccomp filter against it"
-            )
-    return problems
-
-
-def _advice(facts: dict[str, Any]) -> list[str]:
-    advice = []
-    cores = facts["cores"]
-    if len(cores["usable"]) == 1:
-        advice.append("one core cannot be split: prefill and decode will share it (plan `shared`)")
-    if cores["over_quota"]:
-        advice.append(f"the cgroup quota of {cores['quota_cores']:g} cores leaves {len(cores['over_quota'])} unused")
-    if facts["torch"] is not None:
-        rates = facts["torch"]["gflops"]
-        faster = "bfloat16" if rates["bfloat16"] > rates["float32"] else "float32"
-        advice.append(
-            f"{faster} is the faster type here; `--dtype auto` measures before it keeps a bfloat16 checkpoint so"
-        )
-    if facts["gpu"]["usable"]:
-        advice.append("a GPU is here, but this version has no CUDA workers yet: `--device auto` takes the CPU")
-    if facts["compiler"] is None:
-        advice.append("no C++ compiler: paths compiled at run time are replaced by slower ones")
-    return advice
-
-
-def _show(facts: dict[str, Any]) -> None:
-    console = Console()
+def _show_machine(console: Console, facts: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
-    for name, text in _lines(facts):
-        table.add_row(name, text)
+    for name, text in lines_of(facts):
+        table.add_row(name, escape(text))
     console.print(table)
+
+
+def _show_verdict(
+    console: Console, request: DoctorRequest, facts: dict[str, Any], checks: list[Check], verdict: Verdict
+) -> None:
+    console.print()
     for problem in facts["problems"]:
-        console.print(f"[bold red]problem[/]  {problem}")
+        console.print(f"[bold red]problem[/]  {escape(problem)}")
     for advice in facts["advice"]:
-        console.print(f"[yellow]note[/]     {advice}")
-    if not facts["problems"]:
+        console.print(f"[yellow]note[/]     {escape(advice)}")
+    is_gpu_meant = request.device == "cuda" or any(check.status is not Status.UNTESTABLE for check in checks)
+    if is_gpu_meant:
+        console.print(_say(verdict))
+    if not facts["problems"] and not (is_gpu_meant and verdict.two_processes is False):
         console.print("[bold green]`colocate serve` can run here.[/]")
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    cores, memory, torch, gpu, plans = (facts[name] for name in ("cores", "memory", "torch", "gpu", "plans"))
-    quota = "no quota" if cores["quota_cores"] is None else f"quota {cores['quota_cores']:g} cores"
-    smt = len(cores["smt_siblings_left_out"])
-    names = plans["names"] if len(plans["names"]) <= 10 else [*plans["names"][:6], "...", *plans["names"][-3:]]
-    lines = [
-        ("colocate", f"{facts['colocate']}, Python {facts['python']}, {facts['system']}"),
-        (
-            "cores",
-            f"{len(cores['usable'])} usable of {cores['online']}: {cores['usable']}; {quota}; {smt} SMT siblings idle",
-        ),
-        ("memory", f"{format_size(memory['available_bytes'])} available of {format_size(memory['total_bytes'])}"),
-    ]
-    if torch is not None:
-        rates = torch["gflops"]
-        lines.append(("torch", f"{torch['version']}, {torch['num_threads']} threads, {torch['isa']}"))
-        lines.append(
-            ("matmul", f"float32 {rates['float32']:g} GFLOP/s, bfloat16 {rates['bfloat16']:g} GFLOP/s, measured")
-        )
-    lines += [
-        ("OpenMP", "passive wait in the workers: " + " ".join(f"{k}={v}" for k, v in facts["openmp"].items())),
-        ("compiler", facts["compiler"] or "none found"),
-        ("kernel", ", ".join(f"{name} {'works' if works else 'REFUSED'}" for name, works in facts["kernel"].items())),
-        ("GPU", ", ".join(gpu["usable"]) + f", driver {gpu['driver']}" if gpu["usable"] else f"none: {gpu['why_not']}"),
-        ("MPS", ", ".join(gpu["mps_binaries"]) or "no nvidia-cuda-mps-control on the path"),
-        ("plans", f"{', '.join(names)}; default split {plans['default_split']}"),
-    ]
-    return lines
+def _say(verdict: Verdict) -> str:
+    reasons = ", ".join(verdict.reasons)
+    if verdict.two_processes:
+        return "[bold green]Prefill and decode can be co-located on this GPU: every promise was kept.[/]"
+    if verdict.two_processes is None:
+        return f"[yellow]Co-location in two processes is not proven: {reasons} could not be tested.[/]"
+    alternative = " `--single-process` can, which was seen to run both at once." if verdict.one_process else ""
+    return f"[bold red]Two processes cannot be co-located on a GPU here: {reasons}.[/]{alternative}"

@@ -114,9 +114,10 @@ def test_generate_runs_the_real_model() -> None:
 
 
 def test_doctor_measures_and_explains() -> None:
-    done = _colocate("doctor", "--json")
-    facts = json.loads(done.stdout)
-    assert done.returncode == (1 if facts["problems"] else 0)
+    done = _colocate("doctor", "--device", "cpu", "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == document["exit_code"] == (1 if document["problems"] else 0)
+    facts = document["facts"]
     assert facts["cores"]["usable"] and facts["memory"]["available_bytes"] > 0
     assert facts["torch"]["gflops"]["float32"] > 0 and facts["torch"]["gflops"]["bfloat16"] > 0
     assert bool(facts["gpu"]["usable"]) != bool(facts["gpu"]["why_not"]), "a GPU, or the reason why not"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from colocate.config.sizes import format_size
 from colocate.device.cuda.proof.check import Check, CheckSpec, Group
-from colocate.device.cuda.proof.found import MPS_BINARIES, Found
+from colocate.device.cuda.proof.found import Found
 
 DRIVER = CheckSpec("driver", "driver speaks a CUDA that has green contexts", Group.ENVIRONMENT)
 PACKAGES = CheckSpec("packages", "packages of the CUDA backend", Group.ENVIRONMENT)
@@ -75,34 +75,21 @@ def check_gpu_mode(found: Found) -> Check:
 def check_mps_installed(found: Found) -> Check:
     if found.is_fake:
         return MPS_INSTALLED.passed("not needed by the fake driver")
-    missing = [name for name in MPS_BINARIES if name not in found.mps_binaries]
-    data = {"binaries": dict(found.mps_binaries), "version": found.mps_version}
-    if missing:
-        remedy = (
-            "install them (they come with the driver: package nvidia-compute-utils, or bind-mount them into the "
-            "container), or serve with --single-process"
-        )
-        return MPS_INSTALLED.failed(f"not found: {', '.join(missing)}", remedy, **data)
-    return MPS_INSTALLED.passed(found.mps_version or found.mps_binaries[MPS_BINARIES[0]], **data)
+    mps = found.mps
+    if mps.problem is not None:
+        return MPS_INSTALLED.failed(mps.problem.problem, mps.problem.remedy)
+    return MPS_INSTALLED.passed(mps.version or mps.command[0], command=list(mps.command), version=mps.version)
 
 
 def check_variables(found: Found) -> Check:
     data = {"variables": dict(found.variables)}
-    percentage = found.variables.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
-    if percentage is not None and _number(percentage) != 100:
-        problem = f"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE is {percentage}: green contexts get fewer SMs than they ask for"
-        return VARIABLES.failed(problem, "unset CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", **data)
+    if found.variables_problem is not None:
+        error = found.variables_problem
+        return VARIABLES.failed(f"{error.where} {error.problem}", error.remedy, **data)
     if found.variables.get("CUDA_LAUNCH_BLOCKING", "0") not in ("", "0"):
         problem = "CUDA_LAUNCH_BLOCKING is set: every launch waits for its kernel"
         return VARIABLES.failed(problem, "unset CUDA_LAUNCH_BLOCKING", **data)
-    return VARIABLES.passed("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE is unset or 100", **data)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return -1.0
+    return VARIABLES.passed(", ".join(f"{name}={value}" for name, value in found.variables.items()) or "none", **data)
 
 
 def _dotted(api_version: int) -> str:

@@ -7,16 +7,16 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from colocate.device.cuda.mps import check_environment, find_tools
+from colocate.errors import ConfigError
 
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "triton", "torch", "nvidia-ml-py", "flashinfer-python")
-MPS_BINARIES = ("nvidia-cuda-mps-control", "nvidia-cuda-mps-server")
-# Where container runtimes put the driver's programs, which is often not on the path.
-_MPS_PLACES = ("/usr/local/nvidia/bin", "/usr/bin", "/opt/nvidia/bin")
 _VERSION_LIMIT_S = 10.0
 
 
@@ -33,6 +33,15 @@ class NvmlFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class MpsFound:
+    """The daemon's program and what it calls itself, or why there is none."""
+
+    command: tuple[str, ...] = ()
+    version: str = ""
+    problem: ConfigError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """All of it. `api_version` is what the driver library speaks (13000 is CUDA 13.0), 0 without the library."""
 
@@ -42,15 +51,14 @@ class Found:
     nvml_problem: str
     packages: Mapping[str, str]  # absent ones are left out
     torch_cuda: str  # the CUDA that torch was built for; empty: none
-    mps_binaries: Mapping[str, str]  # name -> path
-    mps_version: str
+    mps: MpsFound
     variables: Mapping[str, str] = field(default_factory=dict)  # CUDA_* of this environment
+    variables_problem: ConfigError | None = None
 
 
 def find_everything(index: int, is_fake: bool) -> Found:
     """Of GPU `index`."""
     nvml, nvml_problem = _ask_nvml(index)
-    binaries = {name: path for name in MPS_BINARIES if (path := find_program(name)) is not None}
     return Found(
         is_fake=is_fake,
         api_version=_api_version(),
@@ -58,14 +66,26 @@ def find_everything(index: int, is_fake: bool) -> Found:
         nvml_problem=nvml_problem,
         packages={name: version for name in PACKAGES if (version := _version(name))},
         torch_cuda=_torch_cuda(),
-        mps_binaries=binaries,
-        mps_version=_program_version(binaries.get(MPS_BINARIES[0])),
+        mps=_find_mps(),
         variables={name: value for name, value in os.environ.items() if name.startswith("CUDA_")},
+        variables_problem=_problem_of_variables(),
     )
 
 
-def find_program(name: str) -> str | None:
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(_MPS_PLACES))
+def _find_mps() -> MpsFound:
+    try:
+        tools = find_tools(os.environ)
+    except ConfigError as error:
+        return MpsFound(problem=error)
+    return MpsFound(tools.command, _program_version(tools.command[0]) if len(tools.command) == 1 else "")
+
+
+def _problem_of_variables() -> ConfigError | None:
+    try:
+        check_environment(os.environ)
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _version(package: str) -> str:
@@ -99,9 +119,7 @@ def _api_version() -> int:
     return version.value if code == 0 else 0
 
 
-def _program_version(path: str | None) -> str:
-    if path is None:
-        return ""
+def _program_version(path: str) -> str:
     try:
         done = subprocess.run(
             [path, "-v"], capture_output=True, text=True, timeout=_VERSION_LIMIT_S, stdin=subprocess.DEVNULL
@@ -121,7 +139,7 @@ def _ask_nvml(index: int) -> tuple[NvmlFacts | None, str]:
     except pynvml.NVMLError as error:
         return None, str(error)
     try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        handle = _handle_of(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"), index)
         modes = {
             pynvml.NVML_COMPUTEMODE_DEFAULT: "default",
             pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD: "exclusive thread",
@@ -136,16 +154,24 @@ def _ask_nvml(index: int) -> tuple[NvmlFacts | None, str]:
             compute_mode=modes.get(pynvml.nvmlDeviceGetComputeMode(handle), "unknown"),
             mig=_mig(pynvml, handle),
         ), ""
-    except pynvml.NVMLError as error:
+    except (pynvml.NVMLError, IndexError, ValueError) as error:
         return None, str(error)
     finally:
         pynvml.nvmlShutdown()
 
 
-def _mig(pynvml: object, handle: object) -> str:
+def _handle_of(pynvml: Any, visible: str | None, index: int) -> Any:
+    """CUDA numbers the GPUs that CUDA_VISIBLE_DEVICES lets it see, NVML all of them."""
+    name = visible.split(",")[index].strip() if visible else str(index)
+    if name.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(name))
+    return pynvml.nvmlDeviceGetHandleByUUID(name)
+
+
+def _mig(pynvml: Any, handle: Any) -> str:
     try:
-        current, _pending = pynvml.nvmlDeviceGetMigMode(handle)  # type: ignore[attr-defined]
-    except Exception:  # NVMLError_NotSupported, on GPUs that have none
+        current, _pending = pynvml.nvmlDeviceGetMigMode(handle)
+    except pynvml.NVMLError:  # not supported, on GPUs that have none
         return "not available"
     return "on" if current else "off"
 
