@@ -61,14 +61,14 @@ def _die_with_parent() -> None:
 class Daemon:
     """One `colocate serve`. `output` is everything it has printed so far."""
 
-    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str], module: str = "colocate") -> None:
         self._mark = uuid.uuid4().hex
         self._temporary = tempfile.TemporaryDirectory(prefix="colocate-test-")
         self._lines: list[str] = []
         keys = [key for flag, key in pairwise(arguments) if flag == "--api-key"]
         self._headers = {"authorization": f"Bearer {keys[0]}"} if keys else {}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "colocate", "serve", "--port", "0", *arguments],
+            [sys.executable, "-m", module, "serve", "--port", "0", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -250,10 +250,12 @@ class Daemon:
         self.process.wait()
 
 
-def start_daemon(*arguments: str, environment: dict[str, str] | None = None, wait: bool = True) -> Daemon:
-    """A running daemon, ready unless `wait` is false. Use it as a context manager."""
+def start_daemon(
+    *arguments: str, environment: dict[str, str] | None = None, wait: bool = True, module: str = "colocate"
+) -> Daemon:
+    """A running daemon, ready unless `wait` is false. Use it as a context manager. `module` has the command line."""
     given = arguments if "--device" in arguments else ("--device", "emulated", *arguments)
-    daemon = Daemon(given, environment or {})
+    daemon = Daemon(given, environment or {}, module)
     if not wait:
         return daemon
     try:
