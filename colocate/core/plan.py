@@ -64,8 +64,10 @@ def spread_shares(total_units: int, granularity: int) -> tuple[int, ...]:
     """Decode shares to arm where nothing was said: eight at most, spread over the device and closer together at its
     small end, where a decode step's time still changes. 16, 24, 32, 40, 48, 64, 80 and 96 of 132 in steps of 8."""
     num_atoms = total_units // granularity
+    if num_atoms < 2:
+        return ()
     atoms = (round(sixteenths * num_atoms / 16) for sixteenths in (2, 3, 4, 5, 6, 8, 10, 12))
-    return tuple(sorted({min(max(1, count), num_atoms - 1) * granularity for count in atoms} - {0}))
+    return tuple(sorted({min(max(1, count), num_atoms - 1) * granularity for count in atoms}))
 
 
 def shares_named(names: Sequence[str], total_units: int, granularity: int) -> tuple[int, ...]:
