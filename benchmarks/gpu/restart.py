@@ -65,10 +65,12 @@ class Drill:
         fresh = StreamRecord(0.0)
         await asyncio.gather(*tasks, self._stream(fresh, 99))
         failed = [each.error for each in (*streams, fresh) if each.error]
+        if failed or not fresh.token_s:
+            raise RuntimeError(f"after the death of {self._role} a stream failed: {failed or 'no first token'}")
         before = [gap for each in streams for gap in each.gaps_s(end_s=killed_s)]
-        found = {"killed_tokens": sum(at_s < killed_s for each in streams for at_s in each.token_s), "errors": failed}
+        found: dict[str, Any] = {"tokens_before": sum(at_s < killed_s for each in streams for at_s in each.token_s)}
         if self._role == "prefill":
-            return found | {"back_s": (fresh.token_s[0] if fresh.token_s else float("inf")) - killed_s}
+            return found | {"back_s": fresh.token_s[0] - killed_s}
         after = [
             (later, later - sooner) for each in streams for sooner, later in _pairs(each.token_s) if later > killed_s
         ]

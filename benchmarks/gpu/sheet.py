@@ -58,7 +58,9 @@ def put_section(path: Path, name: str, result: SectionResult) -> None:
 
 
 def _plain(value: object) -> object:
-    """numpy and torch scalars are numbers here."""
+    """numpy and torch scalars are numbers here, and subclasses of str are text."""
+    if isinstance(value, str):
+        return str.__str__(value)
     item = getattr(value, "item", None)
     if item is None:
         raise NotImplementedError(f"a {type(value).__name__} is not a result")
@@ -78,13 +80,11 @@ class Sheet:
         return self._data
 
     def put(self, key: str, value: object) -> None:
-        self._data[key] = value
-        self._flush()
+        """Raises NotImplementedError for what is no result, and keeps what was there."""
+        data = {**self._data, key: value}
+        put_section(self._path, self._section, SectionResult("running", data=data))
+        self._data = data
 
     def add(self, key: str, row: Mapping[str, object]) -> None:
         """Append a row to the table `key`."""
-        self._data.setdefault(key, []).append(dict(row))
-        self._flush()
-
-    def _flush(self) -> None:
-        put_section(self._path, self._section, SectionResult("running", data=self._data))
+        self.put(key, [*self._data.get(key, []), dict(row)])
