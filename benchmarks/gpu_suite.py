@@ -53,6 +53,8 @@ def main() -> int:
         return 0
     if options.section:
         return run_here(options)
+    if options.draw:
+        return conclude(options.out)
     if not options.smoke and not has_gpu():
         print("no GPU here: nothing was measured (--smoke runs the suite on the fake backend)", file=sys.stderr)
         return 1
@@ -63,11 +65,17 @@ def main() -> int:
         models = Path(directory) / "models"
         make_shapes(models, TINY if options.smoke else FULL)
         outcomes = run_all(sections, options, models)
-    draw(options.out)
-    groups = [read_group(path) for path in sorted(options.out.glob("*.json")) if is_group(path)]
+    conclude(options.out)
+    return 0 if all(outcome == "done" for outcome in outcomes) else 1
+
+
+def conclude(out: Path) -> int:
+    """Pictures and verdicts of whatever lies in the directory."""
+    draw(out)
+    groups = [read_group(path) for path in sorted(out.glob("*.json")) if is_group(path)]
     print()
     print("\n".join(verdict_lines(judge(groups))))
-    return 0 if all(outcome == "done" for outcome in outcomes) else 1
+    return 0
 
 
 def run_all(sections: Sequence[Section], options: argparse.Namespace, models: Path) -> list[str]:
@@ -219,6 +227,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--estimate", action="store_true", help="how long it takes on a real device")
     parser.add_argument(
         "--smoke", action="store_true", help="the fake backend and tiny shapes: no figure means anything"
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="measure nothing: pictures and verdicts of what --out holds"
     )
     parser.add_argument("--limit", type=float, default=GROUP_LIMIT_S, help="seconds; what is not begun then is skipped")
     parser.add_argument("--serve", default="", help="more flags for every `colocate serve`, such as --single-process")

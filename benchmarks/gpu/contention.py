@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -34,6 +35,8 @@ def run(setting: Setting, sheet: Sheet) -> None:
     sheet.put("command", command)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     sheet.put("output", (done.stdout + done.stderr)[-_OUTPUT_BYTES:])
+    if find_spec("scipy") is None:
+        print(f"scipy is not installed: the measurements stay in {setting.out}, and are not fitted")
     if done.returncode != 0:
         raise RuntimeError(f"colocate profile ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
     profile = load_profile(out)

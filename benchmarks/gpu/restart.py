@@ -30,7 +30,7 @@ _WINDOW = 5  # consecutive gaps that must be back to normal
 def run(setting: Setting, sheet: Sheet) -> None:
     worst = 0.0
     for role in ("decode", "prefill"):
-        with serving(setting, setting.model, "--max-restarts", "3") as server:
+        with serving(setting, setting.model) as server:
             row = asyncio.run(Drill(setting, server, role).run())
             row["restarts"] = restarts(server, role)
         sheet.put(role, row)

@@ -38,9 +38,9 @@ def arms(setting: Setting) -> list[Arm]:
     ]
     first, rest = chunked[:2], chunked[2:]
     return [
-        Arm("slo", ("--plan", "slo", *profile), sweeps_splits=True),
+        Arm("elastic", ("--plan", "elastic", *profile), sweeps_splits=True),
         *first,
-        Arm("elastic", ("--plan", "elastic", *profile)),
+        Arm("slo", ("--plan", "slo", *profile)),
         Arm("shared", ("--mode", "shared")),
         Arm("on-demand", ("--plan", "on-demand", *profile)),
         *rest,

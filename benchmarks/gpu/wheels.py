@@ -26,7 +26,7 @@ TRANSITIVE = (
     "typing-inspection", "typing_extensions", "urllib3",
 )  # fmt: skip
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_5_x86_64")
-EXTRAS = ("cuda", "bench")
+EXTRAS = ("cuda",)
 
 
 def wanted(extras: Sequence[str] = EXTRAS) -> list[str]:
