@@ -83,6 +83,9 @@ class CpuDevice:
         hybrid = ModelHybridExecutor(self._over_the_pool())
         return AtOnce(hybrid.step, hybrid.units_changed)
 
+    def facts(self) -> dict[str, int | float | str]:
+        return {}
+
     def _over_the_pool(self) -> MappedModel:
         return self._mapped(self._spec.facts, self._memory.kv)
 

@@ -61,5 +61,8 @@ class EmulatedDevice:
         hybrid = EmulatedHybridExecutor(self.prefill_executor(), self._decode(), self._timer)
         return AtOnce(hybrid.step, hybrid.units_changed)
 
+    def facts(self) -> dict[str, int | float | str]:
+        return {}
+
     def _decode(self) -> EmulatedDecodeExecutor:
         return EmulatedDecodeExecutor(self._draw, self._timer, self._faults)

@@ -32,7 +32,8 @@ from colocate.worker.station import Station, WorkerLoop, run
 
 
 class WorkerDevice(Protocol):
-    """What a device puts in a worker's hands. One per process: `cpu_device.py`, `emulated_device.py`."""
+    """What a device puts in a worker's hands. One per worker: `cpu_device.py`, `emulated_device.py`,
+    `cuda/device.py`."""
 
     @property
     def partition(self) -> Partition: ...
@@ -47,6 +48,10 @@ class WorkerDevice(Protocol):
 
     def hybrid_executor(self) -> HybridExecutor:
         """Warmed up at its largest shapes; called once."""
+        ...
+
+    def facts(self) -> dict[str, int | float | str]:
+        """What was found and measured at start, once the executor is there: for `ChildReady`."""
         ...
 
 
@@ -64,10 +69,11 @@ def run_worker(spec: ProcessSpec, control: ControlChannel, board: Board) -> None
     )
     try:
         control.send(StartupPhase("partition", spec.facts.device_kind))
-        loop, station = build_loop(spec, control, board, link)
+        device = open_device(spec, control, board, link)
+        loop, station = build_loop(spec, board, link, device)
         link.meet(EngineAt(spec.epoch, spec.engine_address))
-        seconds = time.monotonic() - started_s
-        control.send(ChildReady(spec.role, os.getpid(), seconds, {"resident_bytes": resident_bytes()}))
+        facts = {"resident_bytes": resident_bytes(), **device.facts()}
+        control.send(ChildReady(spec.role, os.getpid(), time.monotonic() - started_s, facts))
         gc.collect()
         gc.freeze()  # what exists now lives as long as the process: collections need not walk it
         run(loop, station)
@@ -76,11 +82,8 @@ def run_worker(spec: ProcessSpec, control: ControlChannel, board: Board) -> None
         heartbeat.stop()
 
 
-def build_loop(
-    spec: ProcessSpec, control: ControlChannel, board: Board, link: EngineLink
-) -> tuple[WorkerLoop, Station]:
+def build_loop(spec: ProcessSpec, board: Board, link: EngineLink, device: WorkerDevice) -> tuple[WorkerLoop, Station]:
     """The loop of this role over the executor of this device, warmed up."""
-    device = open_device(spec, control, board, link)
     table = build_plan_table(spec.facts.total_units, spec.facts.unit_granularity, spec.facts.decode_shares)
     limits, clock_ns = spec.config.supervisor, time.monotonic_ns
     progress = Progress(spec.role, board, clock_ns, limits.progress_factor, limits.progress_floor_s)
@@ -118,7 +121,11 @@ def open_device(spec: ProcessSpec, control: ControlChannel, board: Board, link: 
         from colocate.worker.cpu_device import CpuDevice
 
         return CpuDevice(spec, board, lambda phase, detail: control.send(StartupPhase(phase, detail)))
-    raise ConfigError("device", f"no worker runs on device {spec.facts.device_kind!r}", "choose cpu or emulated")
+    if spec.facts.device_kind == "cuda":
+        from colocate.worker.cuda.device import CudaDevice
+
+        return CudaDevice(spec, board, lambda phase, detail: control.send(StartupPhase(phase, detail)))
+    raise ConfigError("device", f"no worker runs on device {spec.facts.device_kind!r}", "choose cpu, cuda or emulated")
 
 
 def resident_bytes() -> int:

@@ -38,3 +38,6 @@ class MappedModel:
         self.model = LlamaModel(config, tensors, attention, linear, fused, hidden_dtype)
         self.rotary = RotaryTable(config.rope, config.head_dim, facts.max_model_len, TORCH_DTYPES[facts.dtype])
         self.sampler = Sampler(config.vocab_size)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.model.logits(hidden)

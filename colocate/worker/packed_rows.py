@@ -1,11 +1,14 @@
-"""Rows of messages as the tensors of one forward: a prefill chunk, and the standing batch of a decode step."""
+"""Rows of messages as the tensors of one forward: a prefill chunk, and the standing batch of a decode step.
+
+Chunks are packed the same way for every device; a GPU uploads what is packed here.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,14 +16,28 @@ from torch import Tensor
 from colocate.messages.prefill import PrefillRow, PrefillRowDone
 from colocate.messages.sampling import SampleState, TokenLogprob
 from colocate.model.attention.seam import DecodeRows, DecodeTables, PrefillRows, PrefillSpan
-from colocate.model.sampler import SampledTokens
+from colocate.model.sampler import SampledTokens, Sampler
 from colocate.types import Incarnation, RequestId
 from colocate.worker.executor import StandingRow
-from colocate.worker.mapped_model import MappedModel
 
 _LOGPROB_ROWS = 64  # prompt places scored at once: bounds the time, and the logits held to 64 x vocab_size floats
 
 RowKey = tuple[RequestId, Incarnation]
+
+
+class Scorer(Protocol):
+    """What a chunk asks of the model it runs on."""
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def sampler(self) -> Sampler: ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [places, vocab_size] on the host, for hidden states [places, hidden_size] of the last layer. Valid
+        until the next call."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +65,7 @@ class PackedChunk:
     `token_ids` and `positions` are int64 [tokens]. Hidden states that are passed in have these tokens first.
     """
 
-    def __init__(self, mapped: MappedModel, rows: Sequence[PrefillRow]) -> None:
+    def __init__(self, mapped: Scorer, rows: Sequence[PrefillRow]) -> None:
         self._mapped = mapped
         self._scores: dict[RowKey, list[TokenLogprob]] = defaultdict(list)
         self._pack(rows)
@@ -86,7 +103,7 @@ class PackedChunk:
         if len(targets) < _LOGPROB_ROWS and row.next_token_id is not None:
             targets.append(row.next_token_id)
         place = live.span.first + first
-        logits = self._mapped.model.logits(hidden[place : place + len(targets)])
+        logits = self._mapped.logits(hidden[place : place + len(targets)])
         scores += self._mapped.sampler.prompt_logprobs(logits, targets, num_top)
 
     def to_sample(self) -> tuple[list[int], list[SampleState]]:
