@@ -328,7 +328,7 @@ class FakeDriver:
         self._enter("launch")
         if not stream or (self._replays and Break.GRAPH_ESCAPES in self._breaks):
             return tuple(range(self._num_sms))
-        for known, sm_ids in self._greens.values():
+        for known, sm_ids in list(self._greens.values()):
             if known == stream:
                 return self._trespassing(sm_ids) if Break.OVERLAP in self._breaks else sm_ids
         raise cuda_error(_CALLS["launch"], INVALID_HANDLE)

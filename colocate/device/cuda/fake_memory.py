@@ -182,7 +182,7 @@ class FakeMemory:
 
     def covers(self, address: int, num_bytes: int, *, writable: bool = False) -> bool:
         """Whether a live mapping holds all of this range; memory of an IPC exporter that died is not there."""
-        for start, mapping in self._mappings.items():
+        for start, mapping in list(self._mappings.items()):
             if start <= address and address + num_bytes <= start + mapping.num_bytes:
                 if mapping.exporter is not None and _start_time(mapping.exporter[0]) != mapping.exporter[1]:
                     return False
