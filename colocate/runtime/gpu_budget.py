@@ -39,8 +39,12 @@ MPS_SERVER_BYTES = 128 * MIB
 # What torch's allocator holds beyond what is asked of it: it takes blocks of 2 or 20 MiB.
 _ALLOCATOR_SLACK = 1.05
 _ALLOCATOR_BYTES = 64 * MIB
-# Pieces of a row's context that split-KV decode reduces over, at most.
-_MAX_KV_SPLITS = 64
+# What FlashInfer asks for where it runs prompts.
+_PROMPT_KERNEL_BYTES = 128 * MIB
+# Parts of rows that split-KV decode has under way at once, for each SM, at most.
+_PARTS_PER_SM = 8
+# Copies of the rows' block tables: the standing batch, or the forwards of prompts that are on their way.
+_BLOCK_TABLES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ class GpuNeeds:
     max_num_batched_tokens: int
     max_num_seqs: int
     max_model_len: int  # the model's own, before the pool has cut it
+    block_size: int
+    num_sms: int
 
 
 def divide(needs: GpuNeeds) -> GpuBudget:
@@ -180,15 +186,16 @@ def _worker_lines(needs: GpuNeeds) -> list[Line]:
 
 def worker_bytes(worker: Role, needs: GpuNeeds) -> int:
     """Everything one worker allocates for its largest forward: the model's arena, the rotation table, hidden states of
-    prompts (one forward under way, one set aside), pieces of split-KV decode, logits before they are float32."""
+    prompts (one forward under way, one set aside), parts of split-KV decode, block tables, logits before they are
+    float32."""
     model, dtype, rows = needs.model, needs.dtype, needs.max_num_seqs + 1
     tokens = rows if worker is Role.DECODE else max(rows, needs.max_num_batched_tokens)
-    arena = activation_bytes(model, dtype, tokens, rows)
-    hidden = 0 if worker is Role.DECODE else 2 * hidden_bytes(model, dtype, tokens)
-    splits = 0 if worker is Role.PREFILL else rows * model.num_heads * _MAX_KV_SPLITS * (model.head_dim + 2) * 4
+    arena = activation_bytes(model, dtype, tokens, rows) + rotary_bytes(model, needs.max_model_len)
+    hidden = 0 if worker is Role.DECODE else 2 * hidden_bytes(model, dtype, tokens) + _PROMPT_KERNEL_BYTES
+    parts = (_PARTS_PER_SM * needs.num_sms + rows) * (model.q_size + model.num_heads + 8) * 4
+    tables = _BLOCK_TABLES * rows * (needs.max_model_len // needs.block_size + 64) * 4
     logits = rows * model.vocab_size * DTYPE_BYTES[dtype]
-    both = arena + hidden + splits + logits + rotary_bytes(model, needs.max_model_len)
-    return round(both * _ALLOCATOR_SLACK) + _ALLOCATOR_BYTES
+    return round((arena + hidden + parts + tables + logits) * _ALLOCATOR_SLACK) + _ALLOCATOR_BYTES
 
 
 def num_lanes_of(plans: PlanTable, mode: Mode) -> int:

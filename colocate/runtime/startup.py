@@ -189,6 +189,8 @@ def _size_pool(
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         max_num_seqs=scheduler.max_num_seqs,
         max_model_len=config.model.max_model_len or model.max_position_embeddings,
+        block_size=memory.block_size,
+        num_sms=device.total_units,
     )
     budget = divide(needs)
     return _Pool(budget.num_blocks, bytes_per_block, budget)

@@ -54,6 +54,8 @@ def needs(**changes: object) -> GpuNeeds:
             max_num_batched_tokens=8192,
             max_num_seqs=256,
             max_model_len=131072,
+            block_size=16,
+            num_sms=132,
         ),
         **changes,  # type: ignore[arg-type]
     )
