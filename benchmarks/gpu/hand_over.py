@@ -31,6 +31,7 @@ from gpu.timing import quantile
 
 Key = tuple[int, int]  # request, incarnation
 _ALONE_GAP_S = 0.05
+_PAUSE_NS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +113,33 @@ def read_hand_overs(records: Iterable[LogRecord]) -> list[HandOver]:
     return story.found
 
 
+def step_cadence(records: Iterable[LogRecord]) -> dict[int, list[float]]:
+    """Rows of a step -> seconds from the end of the step before, of as many rows, to its own end. Only steps begun
+    before their predecessor's end was reported or within a millisecond of it: what lies between is the step itself and
+    whatever bubble the host leaves, not a pause of the load."""
+    found: dict[int, list[float]] = {}
+    before: StepReport | None = None
+    for record in records:
+        event = record.event
+        if not isinstance(event, StepReport) or not event.rows:
+            continue
+        is_same = before is not None and len(before.rows) == len(event.rows)
+        if before is not None and is_same and event.started_ns - before.finished_ns < _PAUSE_NS:
+            found.setdefault(len(event.rows), []).append((event.finished_ns - before.finished_ns) / 1e9)
+        before = event
+    return found
+
+
 def run(setting: Setting, sheet: Sheet) -> None:
     gap_s = 1.0 if setting.is_smoke else _ALONE_GAP_S
     alone = one_by_one(setting.num_hand_overs, gap_s)
     crowd = make_load("chat", setting, setting.rates[0])
     found: dict[str, tuple[float, float | None]] = {}
     for name, workload in (("alone", alone), ("crowd", crowd)):
-        rows = live(setting, workload)
+        rows, cadence = live(setting, workload)
         sheet.put(name, figures(rows))
+        steps = {num: {"num": len(values), "p50": quantile(values, 0.5)} for num, values in sorted(cadence.items())}
+        sheet.put(f"{name}_step_s", steps)
         print(f"{name}: {sheet.data[name]}")
         value = sheet.data[name]["seconds" if name == "alone" else "beyond_s"]["p99"]
         found["hand-over"] = (max(value, found.get("hand-over", (0.0, 0.0))[0]), 0.0)
@@ -128,16 +148,17 @@ def run(setting: Setting, sheet: Sheet) -> None:
         sheet.put("targets", target_rows(found))
 
 
-def live(setting: Setting, workload: Workload) -> list[HandOver]:
-    """Raises RuntimeError where the log holds no hand-over: then nothing was measured."""
+def live(setting: Setting, workload: Workload) -> tuple[list[HandOver], dict[int, list[float]]]:
+    """Hand-overs, and how long steps took by their rows. Raises RuntimeError where the log holds no hand-over."""
     with tempfile.TemporaryDirectory(prefix="colocate-log-") as directory:
         with serving(setting, setting.model, "--plan", "elastic", "--event-log", directory) as server:
             drive(workload, server.port, setting, CHAT)
         (log,) = Path(directory).glob("*.log")
-        rows = read_hand_overs(read_event_log(log)[1])
+        records = list(read_event_log(log)[1])
+    rows = read_hand_overs(records)
     if not rows:
         raise RuntimeError("no request went from prefill to decode")
-    return rows
+    return rows, step_cadence(records)
 
 
 def one_by_one(num: int, gap_s: float) -> Workload:

@@ -34,7 +34,7 @@ from gpu.floors import (
     prefill_floor_s,
     prefill_flops,
 )
-from gpu.hand_over import read_hand_overs
+from gpu.hand_over import read_hand_overs, step_cadence
 from gpu.restart import first_after, settled_s
 from gpu.sections import GROUP_LIMIT_S, GROUPS, SECTIONS, choose, estimate_s
 from gpu.shapes import FULL, TINY, make_shapes
@@ -202,6 +202,15 @@ def test_a_hand_over_is_read_from_the_log() -> None:
     moved = msgspec.structs.replace(join, joins=[msgspec.structs.replace(join.joins[0], block_table=[8, 9, 6])])
     (found,) = read_hand_overs([records[0], record(1_200, done, Command(Role.DECODE, moved)), *records[2:]])
     assert not found.same_blocks
+
+
+def test_cadence_leaves_pauses_out() -> None:
+    def step(number: int, started_ms: float, finished_ms: float, rows: int = 2) -> LogRecord:
+        done = [StepRow(row, 1, 8) for row in range(rows)]
+        return record(0, StepReport(number, done, [], [], int(started_ms * 1e6), int(finished_ms * 1e6)))
+
+    steps = [step(1, 0, 5), step(2, 1, 10), step(3, 40, 45), step(4, 45.1, 50), step(5, 50, 58, rows=3)]
+    assert step_cadence(steps) == {2: [pytest.approx(5e-3), pytest.approx(5e-3)]}
 
 
 def test_when_a_worker_is_back() -> None:
