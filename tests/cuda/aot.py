@@ -1,11 +1,19 @@
 """Compiles Triton kernels for sm_90 on a machine without a GPU, and reads from the result what a GPU would pay.
 
+One kernel by its signature:
+
     kernel = compile_for_h200(my_kernel, {"x": "*bf16:16", "n": "i32", "eps": "fp32", "BLOCK": 128}, num_warps=4)
     assert kernel.spilled_bytes == 0
 
 A signature gives every argument of the kernel, by name: a string is a type, `:16` after it says that the value is
 divisible by 16 (triton finds that out at launch: of all tensors torch allocates, of most strides); anything that is
 not a string is the value of a constexpr. An integer argument that is 1 at launch becomes a constexpr there: write 1.
+
+Or all that a piece of product code launches, with the arguments it launches with (CPU tensors do):
+
+    with compiled_launches() as launches:
+        attention.decode(...)
+    assert launches[0].kernel.uses_wgmma
 """
 
 from __future__ import annotations
@@ -13,7 +21,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +54,15 @@ class CompiledForH200:
         return len(re.findall(r"cp\.async\.c[ag]", self.ptx))
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch that did not take place."""
+
+    name: str
+    grid: tuple[int, int, int]
+    kernel: CompiledForH200
+
+
 def compile_for_h200(
     kernel: Any, signature: Mapping[str, object], *, num_warps: int = 4, num_stages: int = 3
 ) -> CompiledForH200:
@@ -70,15 +88,35 @@ def compile_for_h200(
     source = ASTSource(kernel, types, constants, attributes)
     options = {"num_warps": num_warps, "num_stages": num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    registers, stack_bytes = _resources(compiled.asm["cubin"])
+    return read_compiled(compiled.asm, compiled.metadata)
+
+
+@contextmanager
+def compiled_launches() -> Iterator[list[Launch]]:
+    """Inside, Triton kernels that are launched are compiled for sm_90 and go to the list; nothing runs."""
+    from triton.runtime.driver import driver
+
+    from tests.cuda.compiling_driver import COMPILING
+
+    before, COMPILING.launches = driver._active, []
+    driver.set_active(COMPILING)
+    try:
+        yield COMPILING.launches
+    finally:
+        driver._active = before
+
+
+def read_compiled(asm: Mapping[str, Any], metadata: Any) -> CompiledForH200:
+    """From triton's products by kind (ttgir, ptx, cubin) and its metadata."""
+    registers, stack_bytes = _resources(asm["cubin"])
     return CompiledForH200(
-        ttgir=compiled.asm["ttgir"],
-        ptx=compiled.asm["ptx"],
-        cubin=compiled.asm["cubin"],
+        ttgir=asm["ttgir"],
+        ptx=asm["ptx"],
+        cubin=asm["cubin"],
         registers=registers,
         spilled_bytes=stack_bytes,
-        shared_bytes=compiled.metadata.shared,
-        num_warps=num_warps,
+        shared_bytes=metadata.shared,
+        num_warps=metadata.num_warps,
     )
 
 

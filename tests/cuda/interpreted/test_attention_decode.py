@@ -78,6 +78,12 @@ def test_keys_that_slid_out_of_the_window_are_not_read() -> None:
     _check(world)
 
 
+def test_more_parts_than_are_merged_at_once() -> None:
+    world = PagedWorld.make(heads_config(2, 1, 32, [None]), [900, 20], block_size=16, dtype=torch.float32)
+    world.pool[:, 0] *= 3  # scores far apart, so that the parts weigh differently
+    _check(world, replace(_SPLIT, items_per_sm=50))
+
+
 def test_the_shapes_of_the_interpreted_backend_and_of_an_h200() -> None:
     world = PagedWorld.make(heads_config(6, 2, 32, [None, 100]), [300, 40], block_size=16, dtype=torch.float32)
     for shapes in (AttentionShapes.interpreted(), AttentionShapes.of(32, 4), AttentionShapes.of(32, 2)):

@@ -68,8 +68,8 @@ def test_blocks_smaller_and_larger_than_tiles(block_size: int) -> None:
 def test_keys_that_slid_out_of_the_window_are_not_read() -> None:
     config = heads_config(2, 1, 32, [8])
     world = PagedWorld.make(config, [40], block_size=4, dtype=torch.float32)
-    world.block_tables[0, :6] = 0  # positions 0..23: a block of NaN; query 32 sees 25..32
-    _check(world, [8])
+    world.block_tables[0, :6] = 0  # positions 0..23: a block of NaN; query 31 sees 24..31
+    _check(world, [9])
 
 
 def test_the_shapes_of_the_interpreted_backend_and_of_an_h200() -> None:

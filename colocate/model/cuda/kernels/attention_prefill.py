@@ -86,7 +86,7 @@ def attention_prefill_kernel(
     rows_m = tl.arange(0, BLOCK_M)
     offsets_d = tl.arange(0, BLOCK_D)
     queries = first + rows_m // GROUP
-    real_m = (rows_m < QUERIES * GROUP) & (queries <= last)
+    real_m = queries <= last
     real_d = offsets_d < HEAD_DIM
     heads = kv_head * GROUP + rows_m % GROUP
     tokens = (row_first + queries).to(tl.int64)

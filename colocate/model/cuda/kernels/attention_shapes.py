@@ -40,10 +40,10 @@ class DecodeShape:
 
 # By (head_dim rounded up to a power of two, bytes of an element).
 _PREFILL: Mapping[tuple[int, int], PrefillShape] = {
-    (32, 2): PrefillShape(128, 64, 4, 5),
-    (64, 2): PrefillShape(128, 64, 4, 5),
+    (32, 2): PrefillShape(64, 64, 4, 5),
+    (64, 2): PrefillShape(128, 64, 8, 5),
     (128, 2): PrefillShape(128, 64, 8, 5),
-    (256, 2): PrefillShape(64, 32, 4, 3),
+    (256, 2): PrefillShape(128, 32, 8, 5),
     # float32 runs without tensor cores, for models small enough not to mind.
     (32, 4): PrefillShape(32, 32, 4, 1),
     (64, 4): PrefillShape(32, 32, 4, 1),
