@@ -7,6 +7,7 @@ one context (its events may be used across), which is unproven here until a GPU 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ class GreenLane:
         graph = self._cuda.CUDAGraph()
         if self._pool is None:
             self._pool = self._cuda.graph_pool_handle()
-        with self.use():
+        with self.use(), _no_collection():
             self._stream.synchronize()
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -142,6 +143,18 @@ class _GreenGraph:
 def _on_stream(cuda: Any, stream: Any) -> Iterator[None]:
     with _translated("cudaLaunchKernel"), cuda.stream(stream):
         yield
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A collection in the middle of a capture could destroy a graph or free memory, which breaks the capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
