@@ -5,8 +5,8 @@ its last handle and mapping go, so it outlives a keeper while somebody maps it, 
 `IpcTransport`: cuMemAlloc in a keeper with a context, and a 64-byte handle. Two things are weaker and cannot be mended
 here: every mapping is writable, and mappings of a dead keeper are undefined (CUDA's documentation).
 
-Unproven without a GPU: both under MPS. The keeper is no MPS client with `vmm`; with `ipc` exporter and importers may
-have to be clients of the same server.
+Unproven without a GPU: both under MPS. With `vmm` the keeper is no MPS client; with `ipc` it is one, as handles are
+documented between clients of one server, so that a fault of a worker reaches it too.
 """
 
 from __future__ import annotations
