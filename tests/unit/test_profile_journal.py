@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from colocate.core.plan import build_plan_table
 from colocate.errors import ConfigError
 from colocate.runtime.profiling.journal import Header, Journal, Measured, Visit, header_of, read_journal
+from colocate.runtime.profiling.schedule import all_setups
 from tests.profiling_world import CONFIG, FACTS, job
 
 
@@ -68,3 +70,13 @@ def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"version":1', b'"version":99'))
     with pytest.raises(ConfigError, match="version 99"):
         read_journal(path)
+
+
+def test_the_armed_splits_of_a_run_can_be_told_from_its_journal(tmp_path: Path) -> None:
+    facts = structs.replace(FACTS, total_units=132, unit_granularity=8, decode_shares=(16, 48))
+    Journal(tmp_path / "j.jsonl", header_of(CONFIG, facts, job(Path("j")))).close()
+    found, _, _ = read_journal(tmp_path / "j.jsonl")
+    setups = all_setups(build_plan_table(found.units, found.granularity, found.decode_shares))
+    assert setups == all_setups(build_plan_table(132, 8, (16, 48)))
+    assert {setup.name for setup in setups} >= {"decode on 16", "decode on 48", "decode on 132", "both under p84d48"}
+    assert "decode on 24" not in {setup.name for setup in setups}
