@@ -7,8 +7,11 @@ block of NaN: one element too many read, even under a weight of zero, and a resu
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -74,6 +77,22 @@ class PagedWorld:
                 pool[:, :, block, :, :used] = values[:, :, :, :used].to(dtype)
         return PagedWorld(config, pool, tuple(contexts), tables)
 
+    def behind(self, num_elements: int) -> PagedWorld:
+        """The same rows in a pool so large that their blocks lie behind `num_elements` of a layer's keys.
+
+        The memory is reserved, not used: only what is touched gets pages.
+        """
+        first = num_elements // self.pool[0, 0, 0].numel() + 1
+        shape = (*self.pool.shape[:2], first + self.pool.shape[2], *self.pool.shape[3:])
+        nbytes = prod(shape) * self.pool.element_size()
+        descriptor = os.memfd_create("pool")
+        os.ftruncate(descriptor, nbytes)
+        memory = mmap.mmap(descriptor, nbytes)
+        os.close(descriptor)
+        pool = torch.frombuffer(memory, dtype=self.pool.dtype).view(shape)
+        pool[:, :, first:] = self.pool
+        return PagedWorld(self.config, pool, self.contexts, self.block_tables + first)
+
     def attend(self, layer: int, row: int, q: Tensor, position: int) -> Tensor:
         """float64 [num_heads * head_dim]: q [num_heads, head_dim] at `position` over what it sees of row `row`."""
         config = self.config
@@ -82,7 +101,9 @@ class PagedWorld:
         block_size = self.pool.shape[4]
         places = torch.arange(low, position + 1)
         blocks = self.block_tables[row, places // block_size].long()
-        keys, values = self.pool[layer].transpose(2, 3)[:, blocks, places % block_size].double()  # [keys, kv_heads, head_dim]
+        keys, values = (
+            self.pool[layer].transpose(2, 3)[:, blocks, places % block_size].double()
+        )  # [keys, kv_heads, head_dim]
         grouped = q.double().view(config.num_kv_heads, -1, config.head_dim)
         scores = torch.einsum("hgd,khd->hgk", grouped, keys) * config.head_dim**-0.5
         return torch.einsum("hgk,khd->hgd", scores.softmax(-1), values).flatten()

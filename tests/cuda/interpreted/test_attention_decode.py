@@ -79,9 +79,14 @@ def test_keys_that_slid_out_of_the_window_are_not_read() -> None:
 
 
 def test_more_parts_than_are_merged_at_once() -> None:
-    world = PagedWorld.make(heads_config(2, 1, 32, [None]), [900, 20], block_size=16, dtype=torch.float32)
-    world.pool[:, 0] *= 3  # scores far apart, so that the parts weigh differently
-    _check(world, replace(_SPLIT, items_per_sm=50))
+    world = PagedWorld.make(heads_config(4, 1, 32, [None]), [530, 600, 560], block_size=16, dtype=torch.float32)
+    world.pool[:, 0] *= 3  # scores far apart: the heaviest part comes early in some rows and heads, late in others
+    _check(world, replace(_SPLIT, items_per_sm=150))
+
+
+def test_pools_of_more_elements_than_an_int32_counts() -> None:
+    world = PagedWorld.make(heads_config(2, 1, 32, [None]), [40, 3], block_size=16, dtype=torch.bfloat16)
+    _check(world.behind(1 << 31))
 
 
 def test_the_shapes_of_the_interpreted_backend_and_of_an_h200() -> None:

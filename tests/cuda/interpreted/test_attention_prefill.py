@@ -72,6 +72,11 @@ def test_keys_that_slid_out_of_the_window_are_not_read() -> None:
     _check(world, [9])
 
 
+def test_pools_of_more_elements_than_an_int32_counts() -> None:
+    world = PagedWorld.make(heads_config(2, 1, 32, [None]), [40, 3], block_size=16, dtype=torch.bfloat16)
+    _check(world.behind(1 << 31), [20, 3])
+
+
 def test_the_shapes_of_the_interpreted_backend_and_of_an_h200() -> None:
     config = heads_config(6, 2, 32, [None, 100])
     world = PagedWorld.make(config, [300, 40, 1], block_size=16, dtype=torch.float32)
