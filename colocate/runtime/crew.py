@@ -27,12 +27,15 @@ from colocate.runtime.restart import RestartBudget
 from colocate.transport.board import Board
 from colocate.transport.channel import frontend_address, keeper_address, worker_address
 from colocate.transport.control import ControlChannel, ControlMessage
-from colocate.types import Role
+from colocate.types import WORKER_ROLES, Role
 
 # The order in which simultaneous deaths are handled: causes before consequences.
 LOSS_ORDER = (Role.KEEPER, Role.ENGINE, *WORKER_PROCESSES, Role.FRONTEND)
 # Who cannot go on when a role is lost and is killed with it.
 _DEPENDENTS: dict[Role, tuple[Role, ...]] = {Role.KEEPER: (Role.ENGINE, *WORKER_PROCESSES)}
+
+
+_EVERYBODY_S = "the GPU's fault is everybody's"
 
 
 @dataclass(slots=True)
@@ -79,6 +82,7 @@ class Crew:
         self._prompt = prompt
         self._profiling = profiling
         self._gpu = gpu
+        self._keeper_is_client = facts.device_kind == "cuda" and config.memory.memory_transport == "ipc"
         self._epoch = -1
         self._engine_expects = 0  # the incarnation of the frontend that the engine's socket is for
         self.board = Board.create()
@@ -220,7 +224,10 @@ class Crew:
         kv_trusted = not gpu_fault and gone[0][2]
         companions = [] if kv_trusted or child.role not in WORKER_PROCESSES else self._workers()
         for other in companions:
-            other.kill("the GPU's fault is everybody's")
+            other.kill(_EVERYBODY_S)
+        keeper = self.slots[Role.KEEPER].child
+        if not kv_trusted and child.role in WORKER_ROLES and keeper is not None and self._keeper_is_client:
+            keeper.kill(_EVERYBODY_S)  # noticed, and everything replaced with it, as after any other death of a keeper
         for other in companions:
             forget(other)
             gone.append((other, *self._reap(other)))

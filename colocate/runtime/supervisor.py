@@ -18,7 +18,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from enum import Enum
 
 from colocate.config.serve import ServeConfig
 from colocate.errors import ConfigError, InvariantError
@@ -37,26 +36,10 @@ from colocate.messages.control import (
 from colocate.runtime.child import Child, ChildState, Exit
 from colocate.runtime.console import Console
 from colocate.runtime.crew import LOSS_ORDER, Crew
+from colocate.runtime.lifecycle import TRANSITIONS, Lifecycle
 from colocate.runtime.watch import reason_to_kill
 from colocate.transport.control import ControlMessage
 from colocate.types import Role
-
-
-class Lifecycle(Enum):
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-
-
-TRANSITIONS: dict[Lifecycle, tuple[Lifecycle, ...]] = {
-    Lifecycle.STARTING: (Lifecycle.SERVING, Lifecycle.STOPPING),
-    Lifecycle.SERVING: (Lifecycle.DRAINING, Lifecycle.STOPPING),
-    Lifecycle.DRAINING: (Lifecycle.STOPPING,),
-    Lifecycle.STOPPING: (Lifecycle.STOPPED,),
-    Lifecycle.STOPPED: (),
-}
 
 EXIT_CLEAN = 0
 EXIT_GAVE_UP = 1
@@ -346,7 +329,7 @@ class Supervisor:
             if child.state is ChildState.READY:
                 child.tell(Shutdown())
             else:  # still importing: it would not hear
-                child.kill("stopped while it started")
+                self._crew.kill(child, "stopped while it started")
 
     def _on_deadline(self) -> None:
         self._deadline_s = float("inf")

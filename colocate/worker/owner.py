@@ -27,7 +27,7 @@ from colocate.transport.channel import worker_address
 from colocate.transport.control import ControlChannel
 from colocate.transport.waiting import Waiter
 from colocate.types import Role
-from colocate.worker.main import resident_bytes, run_worker
+from colocate.worker.main import run_worker
 
 _REST_S = 1.0
 _LEAVE_S = 1.0  # for the thread that did not fail
@@ -40,7 +40,7 @@ class _Lodger:
     role: Role
     ours: ControlChannel
     thread: threading.Thread | None = None
-    is_ready: bool = False
+    ready: ChildReady | None = None
     errors: list[BaseException] = field(default_factory=list)
 
 
@@ -62,14 +62,7 @@ class Owner:
                 self._move_in(role)
                 if not self._relay_until_ready(self._lodgers[-1]):
                     return
-            self._control.send(
-                ChildReady(
-                    self._spec.role,
-                    os.getpid(),
-                    time.monotonic() - self._started_s,
-                    {"resident_bytes": resident_bytes()},
-                )
-            )
+            self._say_ready()
             while self._relay():
                 pass
         finally:
@@ -77,6 +70,14 @@ class Owner:
         for lodger in self._lodgers:
             for error in lodger.errors:
                 raise error
+
+    def _say_ready(self) -> None:
+        """What a worker measures of its process at its start is of both, once the last one says it."""
+        facts: dict[str, int | float | str] = {}
+        for lodger in self._lodgers:
+            facts |= lodger.ready.facts if lodger.ready is not None else {}
+        seconds = time.monotonic() - self._started_s
+        self._control.send(ChildReady(self._spec.role, os.getpid(), seconds, facts))
 
     def _address(self, role: Role, epoch: int) -> str:
         return worker_address(self._spec.run_id, epoch, role, self._spec.incarnation)
@@ -95,7 +96,7 @@ class Owner:
         self._waiter = Waiter([self._control, *(each.ours for each in self._lodgers)])
 
     def _relay_until_ready(self, lodger: _Lodger) -> bool:
-        while not lodger.is_ready:
+        while lodger.ready is None:
             if not self._relay():
                 return False
         return True
@@ -113,7 +114,7 @@ class Owner:
             for lodger in self._lodgers:
                 while (word := lodger.ours.recv()) is not None:
                     if isinstance(word, ChildReady):
-                        lodger.is_ready = True
+                        lodger.ready = word
                     else:
                         self._control.send(word)
         except ChannelClosed:  # this worker is gone, or the supervisor
