@@ -23,7 +23,7 @@ from colocate.telemetry.event_log import LogRecord, read_event_log
 from colocate.workload.lengths import FixedLengths
 from colocate.workload.rows import Workload
 from colocate.workload.segments import Segment, synthetic
-from gpu.live import drive, make_load, serving
+from gpu.live import drive, make_load, pin, serving, split_names
 from gpu.setting import Setting
 from gpu.sheet import Sheet
 from gpu.targets import target_rows
@@ -57,10 +57,10 @@ class HandOver:
 
 @dataclass
 class _Story:
-    """What the log has said so far."""
+    """What the log has said so far. A row joins decode under another incarnation than it was prefilled under."""
 
-    finished: dict[Key, int] = field(default_factory=dict)
-    prefill_blocks: dict[Key, list[int]] = field(default_factory=dict)
+    finished: dict[int, int] = field(default_factory=dict)  # by request
+    prefill_blocks: dict[int, list[int]] = field(default_factory=dict)
     joins: dict[Key, tuple[int, list[int]]] = field(default_factory=dict)
     last_step: tuple[int, int] = (0, 0)  # started, finished
     found: list[HandOver] = field(default_factory=list)
@@ -68,19 +68,19 @@ class _Story:
     def prefilled(self, event: PrefillDone) -> None:
         for row in event.rows:
             if row.token_id is not None:
-                self.finished[row.request_id, row.incarnation] = event.finished_ns
+                self.finished[row.request_id] = event.finished_ns
 
     def stepped(self, event: StepReport) -> None:
         for row in event.rows:
             key = (row.request_id, row.incarnation)
-            if key not in self.joins or key not in self.finished:
+            if key not in self.joins or row.request_id not in self.finished:
                 continue
             joined_ns, blocks = self.joins.pop(key)
             before_ns, until_ns = self.last_step
-            wrote = self.prefill_blocks.get(key, [])
+            wrote = self.prefill_blocks.get(row.request_id, [])
             self.found.append(
                 HandOver(
-                    finished_ns=self.finished.pop(key),
+                    finished_ns=self.finished.pop(row.request_id),
                     joined_ns=joined_ns,
                     started_ns=event.started_ns,
                     launched_ns=until_ns if before_ns <= joined_ns else 0,
@@ -93,7 +93,7 @@ class _Story:
     def sent(self, now_ns: int, message: object) -> None:
         if isinstance(message, PrefillBatch):
             for row in message.rows:
-                self.prefill_blocks[row.request_id, row.incarnation] = list(row.block_table)
+                self.prefill_blocks[row.request_id] = list(row.block_table)
         elif isinstance(message, DecodeUpdate):
             for join in message.joins:
                 self.joins[join.request_id, join.incarnation] = (now_ns, list(join.block_table))
@@ -151,7 +151,9 @@ def run(setting: Setting, sheet: Sheet) -> None:
 def live(setting: Setting, workload: Workload) -> tuple[list[HandOver], dict[int, list[float]]]:
     """Hand-overs, and how long steps took by their rows. Raises RuntimeError where the log holds no hand-over."""
     with tempfile.TemporaryDirectory(prefix="colocate-log-") as directory:
-        with serving(setting, setting.model, "--plan", "elastic", "--event-log", directory) as server:
+        with serving(setting, setting.model, "--event-log", directory) as server:
+            splits = split_names(server.state())
+            pin(server, splits[len(splits) // 2])  # under a policy a lone request would wait for switches, too
             drive(workload, server.port, setting, CHAT)
         (log,) = Path(directory).glob("*.log")
         records = list(read_event_log(log)[1])

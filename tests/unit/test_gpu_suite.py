@@ -176,10 +176,10 @@ def record(now_ns: int, event: Event, *commands: Command) -> LogRecord:
 
 def test_a_hand_over_is_read_from_the_log() -> None:
     batch = PrefillBatch(1, [PrefillRow(7, 1, [1, 2, 3], 0, [4, 5], PARAMS)])
-    join = DecodeUpdate(joins=[DecodeRow(7, 1, 9, 3, [4, 5, 6], PARAMS)])
+    join = DecodeUpdate(joins=[DecodeRow(7, 2, 9, 3, [4, 5, 6], PARAMS)])
     done = PrefillDone(1, [PrefillRowDone(7, 1, 9)], 50, 1_000, 1)
     first = StepReport(1, [StepRow(3, 1, 8)], started_ns=900, finished_ns=4_000)  # launched before the join was sent
-    second = StepReport(2, [StepRow(3, 1, 8), StepRow(7, 1, 8)], started_ns=4_100, finished_ns=8_000)
+    second = StepReport(2, [StepRow(3, 1, 8), StepRow(7, 2, 8)], started_ns=4_100, finished_ns=8_000)
     records = [
         record(10, StepReport(0, []), Command(Role.PREFILL, batch)),
         record(1_200, done, Command(Role.DECODE, join)),
