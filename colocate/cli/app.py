@@ -93,6 +93,9 @@ def doctor(
     drill: Annotated[
         bool, typer.Option("--drill", help="Also make faults on purpose, in processes of this command's own.")
     ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CHECK", help="Just this check, by its name in --json; repeatable.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write doctor.json there too.")] = None,
 ) -> None:
@@ -100,7 +103,7 @@ def doctor(
 
     if quick and drill:
         raise ConfigError("--drill", "needs the processes that --quick leaves out", "drop one of them")
-    sys.exit(run_doctor(DoctorRequest(device, gpu, quick, drill, json, out)))
+    sys.exit(run_doctor(DoctorRequest(device, gpu, quick, drill, tuple(only or ()), json, out)))
 
 
 @app.command(

@@ -16,7 +16,7 @@ from colocate import __version__
 from colocate.cli.machine_facts import examine, lines_of
 from colocate.device.cuda.backend import is_fake_chosen
 from colocate.device.cuda.proof.check import Check, Status
-from colocate.device.cuda.proof.run import ProofRequest, nothing_testable, prove
+from colocate.device.cuda.proof.run import CATALOGUE, ProofRequest, nothing_testable, prove
 from colocate.device.cuda.proof.verdict import Verdict, judge
 from colocate.errors import ConfigError
 
@@ -39,6 +39,7 @@ class DoctorRequest:
     gpu: int = 0
     quick: bool = False
     drill: bool = False
+    only: tuple[str, ...] = ()
     as_json: bool = False
     out: Path | None = None
 
@@ -48,6 +49,10 @@ def run_doctor(request: DoctorRequest) -> int:
     missing or does not hold. Raises ConfigError."""
     if request.device not in _DEVICES:
         raise ConfigError("--device", f"is {request.device!r}", f"give one of {', '.join(_DEVICES)}")
+    unknown = sorted(set(request.only) - {spec.name for spec in CATALOGUE})
+    if unknown:
+        names = ", ".join(spec.name for spec in CATALOGUE)
+        raise ConfigError("--only", f"there is no check {unknown[0]!r}", f"choose among {names}")
     facts = examine()
     console = Console(quiet=request.as_json)
     _show_machine(console, facts)
@@ -73,7 +78,7 @@ def _prove(request: DoctorRequest, why_not: str, console: Console) -> list[Check
         console.print(f"\nGPU: {len(checks)} checks, none testable here: {escape(reason)}")
         return checks
     console.print(f"\nGPU {request.gpu}")
-    proof = ProofRequest(request.gpu, is_fake=is_fake_chosen(), quick=request.quick, drill=request.drill)
+    proof = ProofRequest(request.gpu, is_fake_chosen(), request.quick, request.drill, request.only)
     return prove(proof, _row_printer(console))
 
 
@@ -99,7 +104,8 @@ def _row_printer(console: Console) -> Callable[[Check], None]:
 
 def _exit_code(request: DoctorRequest, facts: dict[str, Any], verdict: Verdict) -> int:
     is_refuted = verdict.two_processes is False
-    is_missing = request.device == "cuda" and verdict.two_processes is None and not request.quick
+    is_partial = request.quick or bool(request.only)
+    is_missing = request.device == "cuda" and verdict.two_processes is None and not is_partial
     return _EXIT_UNFIT if facts["problems"] or is_refuted or is_missing else 0
 
 

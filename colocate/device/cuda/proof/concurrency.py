@@ -19,6 +19,7 @@ LEAST_CONCURRENCY = 0.9
 _LEAST_OVERLAP = 0.5
 _TARGET_NS = 100_000_000
 _TRIAL_ROUNDS = 20_000
+_MOST_ROUNDS = 2**32 - 1  # what the kernel can count
 _ALONE_TIMES = 2
 _TOGETHER_TIMES = 3
 _MOST_TIMES = 8
@@ -105,7 +106,7 @@ def check_threads_concurrent(crew: Crew, split: tuple[int, int]) -> Check:
 def measure(run_a: Run, run_b: Run, run_both: Run) -> list[Together]:
     """Several times both, against the shortest time alone (whatever else the machine does makes it longer)."""
     trial_ns = max(1, _length(run_a(_TRIAL_ROUNDS)[0]))
-    rounds = max(_TRIAL_ROUNDS, _TRIAL_ROUNDS * _TARGET_NS // trial_ns)
+    rounds = min(_MOST_ROUNDS, max(_TRIAL_ROUNDS, _TRIAL_ROUNDS * _TARGET_NS // trial_ns))
     alone_a_ns = min(_length(run_a(rounds)[0]) for _ in range(_ALONE_TIMES))
     alone_b_ns = min(_length(run_b(rounds)[0]) for _ in range(_ALONE_TIMES))
     together: list[Together] = []

@@ -62,6 +62,11 @@ class Crew:
     def mps(self) -> MpsManager | None:
         return self._mps
 
+    def go_without_mps(self) -> None:
+        """End the workers; those started from here on are no MPS clients."""
+        self.end_workers()
+        self._mps = None
+
     def open(self, *names: str) -> dict[str, Opened]:
         """Start what is not running, side by side. Raises ProbeLost, ProbeRefused."""
         self._start(*names)

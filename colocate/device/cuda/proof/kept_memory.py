@@ -37,7 +37,7 @@ def check_worker_killed(crew: Crew) -> Check:
     num_bytes = make_memory(crew, _NUM_BYTES)
     map_memory(crew, PREFILL, num_bytes, writable=True)
     map_memory(crew, DECODE, num_bytes, writable=False)
-    writer, reader = crew.both()
+    writer = crew.worker(PREFILL)
     writer.ask(WritePattern(_SEED), Done, crew.limits.memory_s)
     before = count_wrong(crew, DECODE)
     if before.num_words:
@@ -54,13 +54,16 @@ def check_worker_killed(crew: Crew) -> Check:
     crew.worker(PREFILL)
     map_memory(crew, PREFILL, num_bytes, writable=True)
     successor = count_wrong(crew, PREFILL)
-    seconds = time.monotonic() - killed_s
+    return judge_worker_killed(num_bytes, after, successor, time.monotonic() - killed_s)
+
+
+def judge_worker_killed(num_bytes: int, after: Wrong, successor: Wrong, seconds: float) -> Check:
+    """`after`: to the reader that lived on. `seconds`: from the kill until the successor had read the memory."""
     data: dict[str, object] = {
         "num_bytes": num_bytes,
         "wrong_to_reader": after.num_words,
         "wrong_to_successor": successor.num_words,
         "successor_s": seconds,
-        "reader_is_same_process": reader.is_alive,
     }
     if after.num_words or successor.num_words:
         detail = f"{max(after.num_words, successor.num_words)} of {after.of_words} words are lost"
@@ -74,7 +77,10 @@ def check_keeper_killed(crew: Crew) -> Check:
     map_memory(crew, DECODE, num_bytes, writable=True)
     crew.worker(DECODE).ask(WritePattern(_SEED), Done, crew.limits.memory_s)
     crew.keeper().kill()
-    after = count_wrong(crew, DECODE)
+    return judge_keeper_killed(num_bytes, count_wrong(crew, DECODE))
+
+
+def judge_keeper_killed(num_bytes: int, after: Wrong) -> Check:
     if after.num_words:
         remedy = "nothing to do: the runtime restarts everything with its keeper"
         return KEEPER_KILLED.failed(f"{after.num_words} of {after.of_words} words are lost", remedy)

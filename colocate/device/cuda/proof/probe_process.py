@@ -18,7 +18,7 @@ from colocate.device.cuda.proof.line import Line, LineClosed
 
 WORKER_MODULE = "colocate.device.cuda.proof.worker"
 _TAIL_BYTES = 2000
-_REAP_S = 20.0
+_REAP_S = 5.0
 
 Wanted = TypeVar("Wanted", bound=msgspec.Struct)
 

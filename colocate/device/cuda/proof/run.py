@@ -47,6 +47,9 @@ CATALOGUE: tuple[CheckSpec, ...] = (
 )
 
 
+_FOUNDATIONS = (sharing.DEVICE.name, sharing.ARMED.name)
+
+
 @dataclass(frozen=True, slots=True)
 class ProofRequest:
     """`extra` adds variables to one worker's environment and `module` replaces what workers run: how tests break one
@@ -56,6 +59,7 @@ class ProofRequest:
     is_fake: bool = False
     quick: bool = False  # one process only
     drill: bool = False
+    only: tuple[str, ...] = ()  # names of checks; empty: all. What they stand on runs as well.
     limits: Limits = field(default_factory=Limits)
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     module: str = WORKER_MODULE
@@ -67,18 +71,19 @@ def nothing_testable(reason: str, specs: tuple[CheckSpec, ...] = CATALOGUE) -> l
 
 
 def prove(request: ProofRequest, say: Callable[[Check], None] = lambda check: None) -> list[Check]:
-    """Run every check; `say` hears of each as it is done. No process or daemon is left when this returns or raises."""
+    """Run every check; `say` hears of each as it is done. In the order of the catalogue. No process or daemon is left
+    when this returns or raises."""
     proof = _Proof(request, say)
     found = find_everything(request.index, request.is_fake)
     for check in environment.check_environment(found):
         proof.add(check)
     if not found.api_version and not request.is_fake:
         proof.leave_out("no CUDA driver")
-        return proof.checks
+        return proof.in_order()
     with proof.mps_daemon(found) as mps:
         proof.with_crew(mps)
-    proof.leave_out("the checks before it did not get so far")
-    return proof.checks
+    proof.leave_out("left out by --only" if request.only else "the checks before it did not get so far")
+    return proof.in_order()
 
 
 class _Proof:
@@ -88,6 +93,10 @@ class _Proof:
         self.request = request
         self.checks: list[Check] = []
         self._say = say
+
+    def in_order(self) -> list[Check]:
+        order = [spec.name for spec in CATALOGUE]
+        return sorted(self.checks, key=lambda check: order.index(check.name))
 
     def add(self, check: Check) -> None:
         self.checks.append(check)
@@ -105,7 +114,9 @@ class _Proof:
                 self.add(spec.untestable(why))
 
     def run(self, spec: CheckSpec, check: Callable[[], Check]) -> bool:
-        """Whether it passed."""
+        """Whether it passed, or was not asked for."""
+        if self.request.only and spec.name not in (*self.request.only, *_FOUNDATIONS):
+            return True
         began_s = time.monotonic()
         try:
             outcome = check()
@@ -151,14 +162,23 @@ class _Proof:
         opened: dict[str, Opened] = {}
 
         def device() -> Check:
-            opened.update(crew.open(*names))
+            try:
+                opened.update(crew.open(*names))
+            except (ProbeLost, ProbeRefused) as error:
+                if not crew.has_mps:
+                    raise
+                # The other checks still say what this GPU can do, for --single-process.
+                remedy = "look into the MPS daemon's log; the checks after this one ran without MPS"
+                self.add(sharing.MPS_CLIENTS.failed(f"no worker gets in: {error}", remedy))
+                crew.go_without_mps()
+                opened.update(crew.open(*names))
             return sharing.check_device(opened[DECODE])
 
         if not self.run(sharing.DEVICE, device):
             return
         table = armed_table(opened[DECODE])
         shares = {name: shares_of(table, Role(name), opened[DECODE].num_sms) for name in WORKERS}
-        if not self.request.quick:
+        if not self.request.quick and all(check.name != sharing.MPS_CLIENTS.name for check in self.checks):
             self.run(sharing.MPS_CLIENTS, lambda: sharing.check_mps_clients(crew))
 
         def armed() -> Check:
