@@ -48,13 +48,13 @@ def test_rows_of_all_lengths_and_rows_that_are_skipped(dtype: torch.dtype, shape
     _check(world, shapes, inactive=[4], full=[5])
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 2), (4, 2), (6, 2), (4, 1), (14, 2), (8, 1), (17, 1)])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 2), (4, 2), (3, 1), (4, 1), (7, 1), (8, 1), (17, 1)])
 def test_groups_of_any_size(num_heads: int, num_kv_heads: int) -> None:
     config = heads_config(num_heads, num_kv_heads, 32, [None])
     _check(PagedWorld.make(config, [55, 9], block_size=8, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 128])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
 def test_head_sizes(head_dim: int) -> None:
     config = heads_config(2, 1, head_dim, [None, 7])
     _check(PagedWorld.make(config, [70, 3], block_size=16, dtype=torch.bfloat16))
@@ -66,7 +66,7 @@ def test_windows_around_the_borders_of_tiles(window: int) -> None:
     _check(PagedWorld.make(config, [49, 64, 81], block_size=8, dtype=torch.float32))
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 32, 128])
+@pytest.mark.parametrize("block_size", [1, 32, 128])
 def test_blocks_smaller_and_larger_than_tiles(block_size: int) -> None:
     config = heads_config(2, 1, 32, [None])
     _check(PagedWorld.make(config, [45, 133], block_size=block_size, dtype=torch.float32))
@@ -160,7 +160,7 @@ def test_more_rows_than_room_is_a_bug() -> None:
         attention.decode(0, world.queries(2), world.decode_state([0, 1]), index, world.new_out(2), num_sms=1)
 
 
-@settings(max_examples=15, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     contexts=st.lists(st.integers(1, 150), min_size=1, max_size=6),
     group=st.integers(1, 5),

@@ -41,13 +41,13 @@ def test_prefixes_of_every_kind_in_one_batch(dtype: torch.dtype) -> None:
     _check(world, [37, 5, 5, 8, 1])
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 2), (4, 2), (6, 2), (4, 1), (14, 2), (8, 1), (17, 1)])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(2, 2), (4, 2), (3, 1), (4, 1), (7, 1), (8, 1), (17, 1)])
 def test_groups_of_any_size(num_heads: int, num_kv_heads: int) -> None:
     config = heads_config(num_heads, num_kv_heads, 32, [None])
     _check(PagedWorld.make(config, [23, 9], block_size=8, dtype=torch.float32), [20, 9])
 
 
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 128])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
 def test_head_sizes(head_dim: int) -> None:
     config = heads_config(2, 1, head_dim, [None, 7])
     _check(PagedWorld.make(config, [33], block_size=16, dtype=torch.bfloat16), [30])
@@ -56,10 +56,10 @@ def test_head_sizes(head_dim: int) -> None:
 @pytest.mark.parametrize("window", [1, 15, 16, 17, 64])
 def test_windows_around_the_borders_of_tiles(window: int) -> None:
     config = heads_config(2, 1, 32, [window])
-    _check(PagedWorld.make(config, [50, 70], block_size=8, dtype=torch.float32), [50, 30])
+    _check(PagedWorld.make(config, [50, 70], block_size=8, dtype=torch.float32), [40, 20])
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 32, 128])
+@pytest.mark.parametrize("block_size", [1, 32, 128])
 def test_blocks_smaller_and_larger_than_tiles(block_size: int) -> None:
     config = heads_config(2, 1, 32, [None])
     _check(PagedWorld.make(config, [45, 33], block_size=block_size, dtype=torch.float32), [29, 33])
@@ -78,11 +78,11 @@ def test_pools_of_more_elements_than_an_int32_counts() -> None:
 
 
 def test_the_shapes_of_the_interpreted_backend_and_of_an_h200() -> None:
-    config = heads_config(6, 2, 32, [None, 100])
-    world = PagedWorld.make(config, [300, 40, 1], block_size=16, dtype=torch.float32)
-    _check(world, [150, 40, 1], AttentionShapes.interpreted())
-    _check(world, [150, 40, 1], AttentionShapes.of(32, 4))
-    _check(world, [150, 40, 1], AttentionShapes.of(32, 2))
+    config = heads_config(3, 1, 32, [None, 100])
+    world = PagedWorld.make(config, [200, 40, 1], block_size=16, dtype=torch.float32)
+    _check(world, [70, 40, 1], AttentionShapes.interpreted())
+    _check(world, [70, 40, 1], AttentionShapes.of(32, 4))
+    _check(world, [70, 40, 1], AttentionShapes.of(32, 2))
 
 
 def test_more_rows_than_room_is_a_bug() -> None:
@@ -91,7 +91,7 @@ def test_more_rows_than_room_is_a_bug() -> None:
         _check(world, [4, 4, 4], max_rows=2)
 
 
-@settings(max_examples=15, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     lens=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=1, max_size=5),
     group=st.integers(1, 5),
