@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from colocate.core.plan import Plan
+from colocate.device.cuda.nvrtc import cubin_of
 from colocate.device.cuda.proof import concurrency, environment, kept_memory, sharing, switching
 from colocate.device.cuda.proof.check import Check, CheckSpec, Group, Status
 from colocate.device.cuda.proof.commands import Armed, Opened, Replayed, SmSet, Span, Switched, Wrong
@@ -182,6 +183,10 @@ def test_the_verdict_is_proven_refuted_or_open() -> None:
     assert judge(nothing_testable("no GPU")).two_processes is None
     threads = concurrency.THREADS_CONCURRENT
     assert judge([NEEDED.failed("", "x"), threads.passed("")]).one_process is True
+
+
+def test_the_probes_compile_for_an_h200() -> None:
+    assert b"burn" in cubin_of("burn", (9, 0)) and b"smid_probe" in cubin_of("smid", (9, 0))
 
 
 def test_names_of_checks_are_unique() -> None:

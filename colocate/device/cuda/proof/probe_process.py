@@ -28,7 +28,7 @@ class ProbeLost(Exception):
 
 
 class ProbeRefused(Exception):
-    """The worker could not do what it was asked; it is still there unless the code is fatal."""
+    """The worker could not do what it was asked; it is still there unless the code is fatal: then it is reaped."""
 
     def __init__(self, name: str, refusal: Refused) -> None:
         self.refusal = refusal
@@ -129,6 +129,8 @@ class ProbeProcess:
         except LineClosed:
             raise self._lost("died") from None
         if isinstance(answer, Refused):
+            if answer.is_fatal:
+                self.kill()  # it is ending: nothing works in it any more
             raise ProbeRefused(self.name, answer)
         if not isinstance(answer, wanted):
             raise self._lost(f"answered {type(answer).__name__} in place of {wanted.__name__}")
