@@ -109,7 +109,8 @@ class CudaAttention:
         self._heads = _head_constants(config, kv_pool)
         self._row_lanes = power_of_two(max_rows, 16)
         self._scale_log2 = config.head_dim**-0.5 * _LOG2_E
-        max_items = shapes.decode_slots(self._max_sms, config.num_kv_heads) + max_rows
+        most_slots = max(shapes.decode_slots(num_sms, config.num_kv_heads) for num_sms in (0, self._max_sms))
+        max_items = most_slots + max_rows
         self._part_out = kv_pool.new_empty((max_items, config.q_size), dtype=torch.float32)
         self._part_lse = kv_pool.new_empty((max_items, config.num_heads), dtype=torch.float32)
         self._steps: dict[int | None, _StepPlan] = {}

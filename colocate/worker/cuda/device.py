@@ -10,6 +10,7 @@ disturb the phase that goes on; its graphs are captured while it serves (`graphs
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +43,18 @@ if TYPE_CHECKING:
     from colocate.worker.cuda.prefill import CudaPrefillExecutor
 
 Share = tuple[int, ...]
+_OPENING = threading.Lock()
 
 
 @functools.cache
-def backend_of_process(index: int) -> Backend:
-    """In single-process mode both workers use it."""
+def _opened(index: int) -> Backend:
     return open_backend(index)
+
+
+def backend_of_process(index: int) -> Backend:
+    """One per process: in single-process mode the threads of both workers ask for it."""
+    with _OPENING:
+        return _opened(index)
 
 
 class CudaDevice:

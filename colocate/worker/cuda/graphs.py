@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from colocate.device.cuda.lane import Graph, Lane
+from colocate.errors import InvariantError
 
 _EVERY_STEPS = 16
 
@@ -55,7 +56,10 @@ class DecodeGraphs:
         return len(self._graphs)
 
     def bucket_of(self, num_rows: int) -> int:
-        return next(bucket for bucket in self._buckets if bucket >= num_rows)
+        for bucket in self._buckets:
+            if bucket >= num_rows:
+                return bucket
+        raise InvariantError(f"a step of {num_rows} rows, room for {self._buckets[-1]}")
 
     def run(self, lane: Lane, bucket: int) -> None:
         """One step, inside the lane's `use()`."""
