@@ -22,7 +22,11 @@ _SPLIT = replace(_ALONE, items_per_sm=12)  # of the interpreter's one SM, shared
 
 
 def _check(
-    world: PagedWorld, shapes: AttentionShapes = _SPLIT, inactive: Sequence[int] = (), full: Sequence[int] = ()
+    world: PagedWorld,
+    shapes: AttentionShapes = _SPLIT,
+    inactive: Sequence[int] = (),
+    full: Sequence[int] = (),
+    num_sms: int = 4,
 ) -> None:
     num_rows = len(world.contexts)
     slots = [2 * row + 1 for row in reversed(range(num_rows))]
@@ -32,7 +36,7 @@ def _check(
     q = world.queries(num_rows + 1)
     for layer in range(world.config.num_layers):
         out = world.new_out(num_rows + 1)
-        attention.decode(layer, q, state, index, out, num_sms=4)
+        attention.decode(layer, q, state, index, out, num_sms)
         expected = torch.zeros(num_rows + 1, world.config.q_size, dtype=torch.float64)
         for row, context in enumerate(world.contexts):
             if row not in inactive and row not in full:
@@ -93,6 +97,13 @@ def test_the_shapes_of_the_interpreted_backend_and_of_an_h200() -> None:
     world = PagedWorld.make(heads_config(6, 2, 32, [None, 100]), [300, 40], block_size=16, dtype=torch.float32)
     for shapes in (AttentionShapes.interpreted(), AttentionShapes.of(32, 4), AttentionShapes.of(32, 2)):
         _check(world, shapes)
+
+
+@pytest.mark.parametrize("num_sms", [0, 1, 500])
+def test_the_workspace_holds_the_parts_of_any_share(num_sms: int) -> None:
+    """0 is an inline lane: a few SMs, more than the interpreter's one; 500 is more than any device has."""
+    world = PagedWorld.make(heads_config(2, 1, 32, [None]), [900, 400], block_size=16, dtype=torch.float32)
+    _check(world, num_sms=num_sms)
 
 
 def test_a_step_without_any_row_is_zeros() -> None:
