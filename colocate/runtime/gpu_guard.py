@@ -19,7 +19,7 @@ from typing import Protocol
 
 from colocate.config.roles import WORKER_PROCESSES, processes_of
 from colocate.config.serve import ServeConfig
-from colocate.device.cuda.compute_mode import check_compute_mode
+from colocate.device.cuda.compute_mode import check_compute_mode, compute_mode
 from colocate.device.cuda.mps import MpsManager, environment_without_mps, find_tools
 from colocate.errors import ConfigError
 from colocate.types import Role
@@ -131,7 +131,8 @@ def gpu_guard_for(config: ServeConfig, device_kind: str) -> GpuGuard:
     if device_kind != "cuda":
         return NothingToGuard({})
     is_one_process, keeper_is_client = len(processes) == 1, config.memory.memory_transport == "ipc"
-    check_compute_mode(config.device.gpu, all_are_clients=keeper_is_client and not is_one_process)
+    gpu, all_are_clients = config.device.gpu, keeper_is_client and not is_one_process
+    check_compute_mode(gpu, compute_mode(gpu), all_are_clients=all_are_clients)
     if is_one_process:
         return NothingToGuard(environment_without_mps())
     manager = MpsManager(find_tools(os.environ), os.environ)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
 
 from tests.daemon import Daemon, start_daemon
-from tests.limits import LIMIT_S
 from tests.streams import Stream, finished, wait_mid_stream
 
 SLOW = ("--profile", "tests/data/slow_profile.yaml")
@@ -62,9 +60,7 @@ def test_streams_go_on_after_a_loss(two_processes: list[list[int]], role: str, n
         daemon.wait_pool_whole()
 
 
-@pytest.mark.parametrize(
-    "fault", ["decode:hang@step=8", "prefill:hang@batch=2", "decode:garbage@step=8", "decode:gpu-fault@step=8"]
-)
+@pytest.mark.parametrize("fault", ["prefill:hang@batch=2", "decode:gpu-fault@step=8"])
 def test_a_failure_in_one_thread_is_the_process_s(two_processes: list[list[int]], fault: str) -> None:
     with start_daemon(*SLOW, *WATCHED, "--single-process", "--fault", f"{fault},incarnation=1") as daemon:
         assert [finished(stream) for stream in _streams(daemon)] == two_processes
@@ -75,11 +71,4 @@ def test_a_cpu_refuses_and_says_why() -> None:
     with start_daemon("--device", "cpu", "--single-process", wait=False) as daemon:
         assert daemon.wait_exit() == 2
         assert "affinity" in daemon.output
-        daemon.assert_nothing_left()
-
-
-def test_a_killed_supervisor_takes_it_along() -> None:
-    with start_daemon("--single-process") as daemon:
-        os.kill(daemon.process.pid, signal.SIGKILL)
-        assert daemon.wait_exit(LIMIT_S) == -signal.SIGKILL
         daemon.assert_nothing_left()

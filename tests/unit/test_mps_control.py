@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from colocate.device.cuda.compute_mode import check_compute_mode
 from colocate.device.cuda.driver import GpuFacts
 from colocate.device.cuda.mps import (
     CONTROL,
@@ -76,6 +77,7 @@ def test_a_daemon_that_is_not_there_is_no_answer(tmp_path: Path) -> None:
         ("ACTIVE", None),
         ("Server status: FAULT", "FAULT"),
         ("server is initializing", "INITIALIZING"),
+        ("states are ACTIVE, INITIALIZING and FAULT", None),
         ("who knows", None),
         ("", None),
     ],
@@ -121,6 +123,25 @@ def test_who_is_no_client_finds_no_daemon_anywhere() -> None:
     assert environment_without_mps()["CUDA_MPS_PIPE_DIRECTORY"] == NO_MPS_DIRECTORY
     with pytest.raises(NotADirectoryError):
         Path(NO_MPS_DIRECTORY).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "all_are_clients", "is_refused"),
+    [
+        (None, False, False),
+        ("EXCLUSIVE_PROCESS", True, False),
+        ("EXCLUSIVE_PROCESS", False, True),
+        ("EXCLUSIVE_THREAD", True, True),
+        ("PROHIBITED", True, True),
+    ],
+)
+def test_a_compute_mode_is_refused_and_not_changed(mode: str | None, all_are_clients: bool, is_refused: bool) -> None:
+    if not is_refused:
+        check_compute_mode(0, mode, all_are_clients=all_are_clients)
+        return
+    with pytest.raises(ConfigError) as refusal:
+        check_compute_mode(0, mode, all_are_clients=all_are_clients)
+    assert mode is not None and mode in refusal.value.problem and "nvidia-smi -c DEFAULT" in refusal.value.remedy
 
 
 def _facts(is_mps_client: bool) -> GpuFacts:

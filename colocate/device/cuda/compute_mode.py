@@ -9,13 +9,13 @@ from colocate.errors import ConfigError
 _NAMES = {1: "EXCLUSIVE_THREAD", 2: "PROHIBITED", 3: "EXCLUSIVE_PROCESS"}
 
 
-def check_compute_mode(index: int, *, all_are_clients: bool) -> None:
-    """Raises ConfigError where the processes of this run could not all have their contexts.
+def check_compute_mode(index: int, mode: str | None, *, all_are_clients: bool) -> None:
+    """Raises ConfigError where the processes of this run could not all have their contexts. `mode` as `compute_mode`
+    says it.
 
     `all_are_clients`: every context of the run is an MPS client's; EXCLUSIVE_PROCESS allows that, because the server
     is one process. Otherwise the loader's context stands beside the workers'.
     """
-    mode = _compute_mode(index)
     if mode is None or (mode == "EXCLUSIVE_PROCESS" and all_are_clients):
         return
     problem = f"GPU {index} is in compute mode {mode}, and this run needs contexts of more than one process"
@@ -25,8 +25,9 @@ def check_compute_mode(index: int, *, all_are_clients: bool) -> None:
     raise ConfigError("compute mode", problem, remedy)
 
 
-def _compute_mode(index: int) -> str | None:
-    """None: the default, or not to be found out. NVML does not count as CUDA does where devices are hidden."""
+def compute_mode(index: int) -> str | None:
+    """In NVML's words; None: the default, or not to be found out: NVML does not count as CUDA does where devices are
+    hidden."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return None
     try:

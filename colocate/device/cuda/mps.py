@@ -44,6 +44,7 @@ _SINGLE_PROCESS = "or run both phases in one process, which needs no MPS: --sing
 _MAX_CONNECTIONS = "8"
 
 _START_S = 20.0
+_SERVER_S = 5.0
 _QUIT_S = 15.0  # more than all that the guard waits for
 
 
@@ -138,13 +139,15 @@ class MpsManager:
             names = {"CUDA_MPS_PIPE_DIRECTORY": pipe, "CUDA_MPS_LOG_DIRECTORY": str(self._directory / LOG)}
             self.control = MpsControl(self._tools.command, {**self._environ, **names})
             self._await(lambda: self.control.servers() is not None, "the daemon does not answer", deadline_s)
-            self.control.ask(f"start_server -uid {os.getuid()}", 5.0)
+            self.control.ask(f"start_server -uid {os.getuid()}", _SERVER_S)
+            no_server_s = time.monotonic() + _SERVER_S  # then the first client's coming starts it
+            self._await(lambda: self.control.servers() or time.monotonic() > no_server_s, "no server", deadline_s)
             self._await(lambda: self.health() is None, "the server does not become ready", deadline_s)
         except BaseException:
             self.quit()
             raise
 
-    def _await(self, is_so: Callable[[], bool], otherwise: str, deadline_s: float) -> None:
+    def _await(self, is_so: Callable[[], object], otherwise: str, deadline_s: float) -> None:
         while not is_so():
             if not self.is_alive:
                 raise self._failure("the daemon ended as it started")
@@ -176,10 +179,11 @@ class MpsManager:
         servers = self.control.servers()
         if servers is None:
             return "the MPS daemon does not answer"
-        if not servers:
-            return "the MPS daemon has no server"
-        state = self.control.server_state(servers[0])
-        return None if state is None else f"the MPS server is in state {state}"
+        for server in servers:  # none is no trouble: the next client's coming starts one
+            state = self.control.server_state(server)
+            if state is not None:
+                return f"the MPS server is in state {state}"
+        return None
 
     def environment_of_client(self) -> dict[str, str | None]:
         """What a worker gets on top of ours; None stands for "unset". `CUDA_VISIBLE_DEVICES` is the daemon's: a client

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 _PID = re.compile(r"^\s*(\d+)\b", re.MULTILINE)
 _UNHEALTHY = re.compile(r"\b(FAULT|INITIALIZING|INACTIVE|PENDING)\b", re.IGNORECASE)
+_ACTIVE = re.compile(r"\bACTIVE\b", re.IGNORECASE)
 _UNREACHABLE = re.compile(r"cannot find|can't find|failed to connect|connection refused", re.IGNORECASE)
 _AGAIN_S = 0.02
 
@@ -65,8 +66,9 @@ class MpsControl:
 
     def server_state(self, server: int, timeout_s: float = 1.0) -> str | None:
         """FAULT, INITIALIZING or another word for a server that takes no clients now; None where nothing says so."""
-        found = _UNHEALTHY.search(self.ask(f"get_server_status {server}", timeout_s) or "")
-        return None if found is None else found.group(1).upper()
+        answer = self.ask(f"get_server_status {server}", timeout_s) or ""
+        found = _UNHEALTHY.search(answer)
+        return None if found is None or _ACTIVE.search(answer) else found.group(1).upper()
 
     def server_of(self, client: int, timeout_s: float = 1.0) -> int | None:
         """The server this process is a client of; None: of none, or nobody answers."""
