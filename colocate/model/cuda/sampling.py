@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from colocate.messages.sampling import SampleState, SamplingParams
@@ -46,8 +47,8 @@ def needs_host(sample: SampleState, vocab_size: int | None = None) -> bool:
     )
 
 
-def table_row(sample: SampleState, vocab_size: int | None = None) -> np.void:
-    """The slot of a row that draws `sample.position` next: one record of `TABLE_ROW`.
+def table_row(sample: SampleState, vocab_size: int | None = None) -> NDArray[np.void]:
+    """The slot of a row that draws `sample.position` next: an array of no dimension, type `TABLE_ROW`.
 
     Rows that need the host get one too: `advance` ends them by it. Only its first MAX_ENDS ends are there then, so the
     host must tell the device of the end of such a row (which it does by a delta, as it drew the token itself).
@@ -67,7 +68,7 @@ def table_row(sample: SampleState, vocab_size: int | None = None) -> np.void:
     for place, (token_id, finishes) in enumerate(list(_ends(params, vocab_size).items())[:MAX_ENDS]):
         row["ends"][place] = token_id
         row["end_finishes"][place] = finishes
-    return row[()]
+    return row
 
 
 def sample_on_host(sampler: Sampler, logits: Tensor, states: Sequence[SampleState]) -> SampledTokens:
