@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """SwiGLU's gate (arXiv 2002.05202, equation 6, with SiLU): silu(gate) * up of the fused projection, in place."""
 
 from __future__ import annotations

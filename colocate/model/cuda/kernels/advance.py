@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """After a draw: the drawn token becomes the next one fed, and rows that are over stand still.
 
 The rule is `core/stop.py`'s, so the host, which applies that one to the same tokens, comes to the same rows.

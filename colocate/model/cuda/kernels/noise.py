@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """`model/noise.py` on the device: the same 64-bit integers, and Gumbel noise of them in float32.
 
 The integers are equal bit for bit. Noise differs from the host's double precision by less than 1e-6 + 2e-7 * |noise|

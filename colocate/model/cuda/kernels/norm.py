@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """RMSNorm (arXiv 1910.07467, equation 4), alone and behind the addition of what a layer's half produced.
 
 Arithmetic in float32, storage in the tensors' own type. The sum is rounded to that type before it is normalised, so

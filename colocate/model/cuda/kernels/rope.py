@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """What lies between the fused qkv projection and attention, in one pass over its output.
 
 Bias (Qwen2), RMSNorm per head (Qwen3), rotation (arXiv 2104.09864, halves convention), and the write of keys and values

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Logits to tokens on the device: `model/sampler.py` without penalties and biases, in float32.
 
 Four kernels, so that a row is read by many SMs: `scan` finds the peak of each piece of a row, `floor` puts the pieces
@@ -323,4 +323,4 @@ class RowSampler:
 def pieces_of(num_rows: int, num_columns: int, num_sms: int) -> int:
     """Into how many pieces a row is cut: about four programs per SM of the share, none smaller than a block."""
     programs = 4 * max(num_sms, 2)
-    return max(1, min(triton.cdiv(programs, num_rows), triton.cdiv(num_columns, _SCAN_BLOCK), MAX_SPLITS))
+    return max(1, min(-(-programs // num_rows), -(-num_columns // _SCAN_BLOCK), MAX_SPLITS))
