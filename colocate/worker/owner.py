@@ -58,13 +58,11 @@ class Owner:
     def run(self) -> None:
         """Until told to leave. Raises what a worker raised."""
         try:
-            for role in workers_in(self._spec.role):  # one after the other: captures of graphs mind each other
-                self._move_in(role)
-                if not self._relay_until_ready(self._lodgers[-1]):
-                    return
-            self._say_ready()
-            while self._relay():
-                pass
+            # One after the other: captures of graphs mind each other.
+            if all(self._is_ready(self._move_in(role)) for role in workers_in(self._spec.role)):
+                self._say_ready()
+                while self._relay():
+                    pass
         finally:
             self._move_out()
         for lodger in self._lodgers:
@@ -82,7 +80,7 @@ class Owner:
     def _address(self, role: Role, epoch: int) -> str:
         return worker_address(self._spec.run_id, epoch, role, self._spec.incarnation)
 
-    def _move_in(self, role: Role) -> None:
+    def _move_in(self, role: Role) -> _Lodger:
         ours, theirs = ControlChannel.pair()
         lodger = _Lodger(role, ours)
         spec = structs.replace(
@@ -94,8 +92,10 @@ class Owner:
         self._lodgers.append(lodger)
         lodger.thread.start()
         self._waiter = Waiter([self._control, *(each.ours for each in self._lodgers)])
+        return lodger
 
-    def _relay_until_ready(self, lodger: _Lodger) -> bool:
+    def _is_ready(self, lodger: _Lodger) -> bool:
+        """Waits for it. False once anybody has left."""
         while lodger.ready is None:
             if not self._relay():
                 return False

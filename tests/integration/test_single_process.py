@@ -67,6 +67,13 @@ def test_a_failure_in_one_thread_is_the_process_s(two_processes: list[list[int]]
         daemon.wait_pool_whole()
 
 
+def test_a_worker_that_cannot_start_says_why() -> None:
+    with start_daemon("--single-process", "--max-restarts", "0", "--fault", "gpu-fault@start", wait=False) as daemon:
+        assert daemon.wait_exit() == 1
+        assert "gpu-owner (was exited with code 1: DeviceLost: injected" in daemon.output
+        daemon.assert_nothing_left()
+
+
 def test_a_cpu_refuses_and_says_why() -> None:
     with start_daemon("--device", "cpu", "--single-process", wait=False) as daemon:
         assert daemon.wait_exit() == 2
