@@ -28,10 +28,11 @@ from colocate.frontend.parameters import (
 from colocate.frontend.prompts import Prompt, PromptReader
 from colocate.frontend.request_log import log_refused
 from colocate.frontend.schemas import ChatCompletionRequest, CompletionRequest
-from colocate.frontend.slo import RequestSlo, SloTable, all_missed
+from colocate.frontend.slo import RequestSlo, SloTable
 from colocate.frontend.status import DaemonStatus
 from colocate.frontend.text_workers import TextWorkers
 from colocate.messages.client import Submit
+from colocate.telemetry.promises import all_missed
 
 # More choices than this in one request would hold the event loop while they are submitted.
 MAX_CHOICES = 512

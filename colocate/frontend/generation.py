@@ -15,11 +15,12 @@ from msgspec import structs
 from colocate.errors import RequestError
 from colocate.frontend.detokenizer import Detokenizer
 from colocate.frontend.measures import RequestMeasures
-from colocate.frontend.slo import Verdict, all_missed, judge
+from colocate.frontend.slo import judge
 from colocate.frontend.stop_strings import StopMatcher
 from colocate.messages.client import OutputItem, RequestTimes, Submit
 from colocate.messages.sampling import TokenLogprob
 from colocate.messages.slo import NO_SLO, SloClass
+from colocate.telemetry.promises import Verdict, all_missed
 from colocate.types import FinishReason, RequestId, TokenId
 
 

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from colocate.config.slo import LATE_GAPS_SHARE, MAX_TARGET_S, MIN_TARGET_S, SloClass
 from colocate.errors import RequestError
 from colocate.messages.slo import NO_SLO
+from colocate.telemetry.promises import Verdict
 
 CLASS_HEADER = "x-slo-class"
 TTFT_HEADER = "x-slo-ttft-ms"
@@ -118,21 +119,6 @@ def _target_s(headers: Headers, name: str) -> float | None:
     return number_ms / 1e3
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether each target was met; None where nothing was promised."""
-
-    ttft: bool | None = None
-    tpot: bool | None = None
-    itl: bool | None = None
-
-    @property
-    def both(self) -> bool | None:
-        """All there are, however many; None of none."""
-        judged = [kept for kept in (self.ttft, self.tpot, self.itl) if kept is not None]
-        return all(judged) if judged else None
-
-
 def judge(
     slo: SloClass,
     *,
@@ -155,10 +141,6 @@ def judge(
         None if tpot_s is None else mean_gap_s <= tpot_s,
         None if slo.itl_s is None else num_late_gaps <= int(LATE_GAPS_SHARE * num_gaps),
     )
-
-
-def all_missed(slo: SloClass) -> Verdict:
-    return Verdict(*(None if target_s is None else False for target_s in (slo.ttft_target_s(0), slo.tpot_s, slo.itl_s)))
 
 
 @dataclass(slots=True)

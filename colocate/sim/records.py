@@ -6,15 +6,16 @@ Times are seconds after the start of the run, on the engine's clock: what HTTP a
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
 
-from colocate.config.slo import LATE_GAPS_SHARE, SloClass
+from colocate.config.slo import SloClass
 from colocate.messages.client import EngineState
-from colocate.messages.slo import NO_SLO
+from colocate.telemetry.promises import judge_latencies, slo_by_name
+from colocate.telemetry.quantiles import itl_p99 as longest_kept_gap
+from colocate.telemetry.quantiles import quantile
 
 
 class RequestRecord(Struct, frozen=True):
@@ -55,15 +56,10 @@ class RequestRecord(Struct, frozen=True):
 
     def is_good(self, slo: SloClass) -> bool:
         """Finished, and within every target of its class. An answer of one token has no TPOT to miss."""
-        ttft_s, tpot_s = self.ttft_s, self.tpot_s
+        ttft_s = self.ttft_s
         if self.finished_s is None or ttft_s is None:
             return False
-        target_s = slo.ttft_target_s(self.prompt_tokens)
-        if target_s is not None and ttft_s > target_s:
-            return False
-        if slo.itl_s is not None and self.itl_p99_s is not None and self.itl_p99_s > slo.itl_s:
-            return False
-        return slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s
+        return judge_latencies(slo, self.prompt_tokens, ttft_s, self.tpot_s, self.itl_p99_s).both is not False
 
 
 class Quantiles(Struct, frozen=True):
@@ -167,18 +163,9 @@ def summarise(
 
 
 def itl_p99(token_times_ns: Sequence[int]) -> float | None:
-    """Seconds that at most LATE_GAPS_SHARE of the gaps between these times exceed; None of fewer than two times."""
-    gaps: list[int] = sorted(map(operator.sub, token_times_ns[1:], token_times_ns))
-    if not gaps:
-        return None
-    return gaps[len(gaps) - 1 - int(LATE_GAPS_SHARE * len(gaps))] / 1e9
-
-
-def slo_by_name(classes: Sequence[SloClass], default_class: str) -> Mapping[str, SloClass]:
-    """The classes by name; the empty name is the default one: as given, else the first, else no promise."""
-    slos = {slo.name: slo for slo in classes}
-    default = slos.get(default_class) or (classes[0] if classes else NO_SLO)
-    return {**slos, "": default}
+    """As telemetry.quantiles says, of times in nanoseconds; in seconds."""
+    gap_ns = longest_kept_gap(token_times_ns)
+    return None if gap_ns is None else gap_ns / 1e9
 
 
 def quantiles(values: Sequence[float | None]) -> Quantiles:
@@ -186,12 +173,5 @@ def quantiles(values: Sequence[float | None]) -> Quantiles:
     known = sorted(value for value in values if value is not None)
     if not known:
         return Quantiles(None, None, None, None)
-    p50, p90, p99 = (_quantile(known, share) for share in (0.5, 0.9, 0.99))
+    p50, p90, p99 = (quantile(known, share) for share in (0.5, 0.9, 0.99))
     return Quantiles(p50, p90, p99, math.fsum(known) / len(known))
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

@@ -17,10 +17,11 @@ from colocate.messages.client import EngineState, OutputItem, Rejected
 from colocate.sim.clock import START_NS, VirtualClock
 from colocate.sim.give_up import GiveUp
 from colocate.sim.load import NO_OWN_TARGETS, Load, WorkloadLoad
-from colocate.sim.records import RequestRecord, SimResult, itl_p99, slo_by_name, summarise
+from colocate.sim.records import RequestRecord, SimResult, itl_p99, summarise
 from colocate.sim.replica import Replica
 from colocate.sim.settings import SimSettings, engine_settings
 from colocate.telemetry.event_log import LOG_VERSION, EventLogWriter, LogHeader
+from colocate.telemetry.promises import slo_by_name
 from colocate.workload.prompts import lay_out
 from colocate.workload.rows import Workload
 

@@ -20,10 +20,11 @@ from colocate.core.settings import EngineSettings
 from colocate.errors import ConfigError
 from colocate.messages.client import Abort, OutputItem, Outputs, Rejected, RequestTimes, Submit
 from colocate.sim.load import NO_OWN_TARGETS, OwnTargets
-from colocate.sim.records import RequestRecord, SimResult, Summary, itl_p99, slo_by_name, summarise
+from colocate.sim.records import RequestRecord, SimResult, Summary, itl_p99, summarise
 from colocate.sim.run import Run
 from colocate.sim.settings import SimSettings
 from colocate.telemetry.event_log import LogRecord, read_event_log
+from colocate.telemetry.promises import slo_by_name
 from colocate.types import FinishReason, RequestId, TokenId
 
 

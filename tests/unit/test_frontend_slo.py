@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from colocate.frontend.detokenizer import ByteLevelDetokenizer
 from colocate.frontend.generation import Choice, Generation, TextOptions
 from colocate.frontend.measures import RequestMeasures
-from colocate.frontend.slo import Verdict
 from colocate.messages.client import OutputItem, Submit
 from colocate.messages.sampling import SamplingParams
 from colocate.messages.slo import SloClass
+from colocate.telemetry.promises import Verdict
 from colocate.types import FinishReason
 
 MS = 1_000_000
