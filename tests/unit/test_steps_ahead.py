@@ -267,6 +267,8 @@ class Session:
         self.tokens: dict[RowKey, list[int]] = {}
         self.writes_when_over: dict[RowKey, int] = {}
         self.num_blocks = 0
+        self.num_failed = 0
+        self.masked: set[RowKey] = set()
 
     def take(self, key: RowKey, count: int) -> list[int]:
         blocks = list(range(self.num_blocks, self.num_blocks + count))
@@ -278,7 +280,8 @@ class Session:
         key = (len(self.keys), 1)
         self.keys.append(key)
         self.seeds[key], self.tokens[key] = seed, []
-        row = decode_row(key[0], max_tokens=num_tokens, context_len=3, seed=seed, stop_token_ids=(seed * 11 + 1,))
+        stop = self.device.draw.token(row_key(seed, 0), 2 + seed % 7, ())  # some rows meet it, others end before
+        row = decode_row(key[0], max_tokens=num_tokens, context_len=3, seed=seed, stop_token_ids=(stop,))
         table = self.take(key, num_blocks)
         self.bench.say(DecodeUpdate(joins=[structs.replace(row, block_table=table)]))
 
@@ -304,9 +307,11 @@ class Session:
     def hear(self, message: object) -> None:
         over: list[RowKey] = []
         if isinstance(message, BatchFailed):
+            self.num_failed += 1
             over = [(request_id, incarnation) for request_id, incarnation in message.rows]
         elif isinstance(message, StepReport):
             over = [(request_id, incarnation) for request_id, incarnation in message.left]
+            self.masked |= {(request_id, incarnation) for request_id, incarnation in message.masked}
             for row in message.rows:
                 key = (row.request_id, row.incarnation)
                 assert key not in self.writes_when_over, "a row speaks after its end"
@@ -318,6 +323,11 @@ class Session:
 
     def check(self) -> None:
         assert not self.device.under_way
+        assert self.num_failed == (0 < self.device.fails_at <= self.device.num_collected)
+        for key in set(self.keys) - set(self.writes_when_over):
+            assert key in self.masked and 3 + len(self.tokens[key]) == len(self.blocks[key]) * BLOCK_SIZE, (
+                "fills its slots"
+            )
         for key, tokens in self.tokens.items():
             noise = row_key(self.seeds[key], 0)
             assert tokens == [self.device.draw.token(noise, 1 + place, ()) for place in range(len(tokens))]
