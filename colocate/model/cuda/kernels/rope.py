@@ -114,7 +114,7 @@ class HeadFinisher:
     def prefill(
         self, layer: int, qkv: Tensor, bias: Tensor | None, qk_norm: Tensor | None, rows: PrefillBatchRows
     ) -> None:
-        """qkv [T, (H + 2 Hkv) * D], contiguous: q rotated in place; k and v of every token go to the pool."""
+        """qkv [T, (H + 2 Hkv) * D], contiguous: q rotated in place, k and v of tokens with a slot to the pool."""
         if qkv.shape[0] == 0:
             return
         pool = self._pool[layer]
