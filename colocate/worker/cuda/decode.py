@@ -94,7 +94,7 @@ class CudaDecodeExecutor:
         draws for some of them: then it says what the next step starts from."""
         arena, model = self._arena, self._gpu.model
         index, drawn = arena.index[: len(logits)], arena.drawn[: len(logits)]
-        model.sample(logits, arena.state.sampling, index, drawn, lane.num_sms)
+        model.sample(logits, arena.state.sampling, index, drawn, lane.num_sms, arena.state)
         if not self._has_host_rows:
             model.advance(arena.state, index, drawn)
             return self._room().launch(drawn[: len(rows)])
