@@ -120,7 +120,7 @@ def run_section(
     words += [f"--rates={','.join(map(str, options.rates))}", f"--loads={','.join(options.loads)}"]
     words += [f"--profile={options.profile.absolute()}"] if options.profile else []
     # Spinning threads of one process would take the cores of the other seven.
-    smoke = {FAKE: "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    smoke = {FAKE: "1", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     environment = {**os.environ, **(smoke if options.smoke else {})}
     started_s = time.monotonic()
     child = subprocess.Popen([sys.executable, __file__, *words], start_new_session=True, env=environment)

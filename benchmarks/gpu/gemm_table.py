@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from colocate.model.config import ModelConfig, load_model_config
+from colocate.model.cuda.linear import CublasLinear
 from colocate.model.llama import TORCH_DTYPES
 from colocate.types import Role
 from gpu import ceilings
@@ -23,12 +23,13 @@ _ROWS = (64, 2048, 1, 256, 8192)
 def run(setting: Setting, sheet: Sheet) -> None:
     config = load_model_config(setting.model)
     device = Device(Role.DECODE, setting.decode_shares)
+    linear = CublasLinear(torch.device(device.backend.torch_device))
     limits = ceilings.measure(device, setting)
     sheet.put("ceilings", {"bytes_per_s": limits.bytes_per_s, "flops_per_s": limits.flops_per_s})
     for number, share in enumerate(setting.decode_shares[: 2 if setting.is_smoke else 4]):
         for name, (n, k) in products(config).items():
             for m in (2,) if setting.is_smoke else _ROWS[: None if number == 0 else 2]:
-                seconds = product_s(device, share, setting, (m, n, k))
+                seconds = product_s(device, linear, share, setting, (m, n, k))
                 floor = floor_s(gemm_bytes(m, n, k), gemm_flops(m, n, k), limits)
                 row = {"share": device.num_sms(share), "name": name, "m": m, "n": n, "k": k, "seconds": seconds}
                 sheet.add("products", row | {"floor_s": floor, "flops_per_s": gemm_flops(m, n, k) / seconds})
@@ -47,17 +48,20 @@ def products(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def product_s(device: Device, share: int, setting: Setting, sizes: tuple[int, int, int]) -> float:
-    """As torch runs it, with weights that change from run to run as in a forward: none is read from the L2 cache."""
+def product_s(device: Device, linear: CublasLinear, share: int, setting: Setting, sizes: tuple[int, int, int]) -> float:
+    """As the model runs it, with other weights every time, as in a forward: none is read from the L2 cache."""
     m, n, k = sizes
     dtype, where = TORCH_DTYPES[setting.dtype], device.backend.torch_device
     copies = max(1, min(8, (256 << 20) // max(1, n * k * dtype.itemsize)))
     weights = [torch.randn(n, k, device=where).to(dtype) for _ in range(copies)]
-    rows = torch.randn(m, k, device=where).to(dtype)
-    turn = iter(range(1 << 30))
-    return median_s(
-        device.backend, device.lane(share), lambda: linear(rows, weights[next(turn) % copies]), setting.repeats
-    )
+    rows, out = torch.randn(m, k, device=where).to(dtype), torch.empty(m, n, dtype=dtype, device=where)
+    lane, turn = device.lane(share), iter(range(1 << 30))
+
+    def product() -> None:
+        linear.use(lane.num_sms)
+        linear.project(rows, weights[next(turn) % copies], out)
+
+    return median_s(device.backend, lane, product, setting.repeats)
 
 
 def draw(figure: Any, data: dict[str, Any]) -> None:
