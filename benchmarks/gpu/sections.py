@@ -44,7 +44,7 @@ SECTIONS = (
     Section("prefill", "first", "prefill_curve", 50, "prefill forward by share and length"),
     Section("switching", "partition", "switching", 60, "1,000 plan switches under load: host and device"),
     Section("memory", "partition", "plan_memory", 90, "what 8 plans add; one copy of weights and KV"),
-    Section("contention", "partition", "contention", 240, "both phases at once on every pair of shares, and a profile"),
+    Section("contention", "partition", "contention", 330, "both phases at once on every pair of shares, and a profile"),
     Section("attention", "kernels", "attention_table", 150, "prefill and decode attention: ours, FlashInfer, torch"),
     Section("launches", "kernels", "launch_sweep", 240, "launch parameters of the two attention kernels"),
     Section("gemm", "kernels", "gemm_table", 60, "the matrix products of a layer, per share"),

@@ -81,7 +81,7 @@ def full_setting(models: Path, out: Path, serve_flags: tuple[str, ...] = ()) -> 
         max_answer=200,
         rates=(8.0,),
         loads=("chat",),
-        profile_budget="150s",
+        profile_budget="240s",
     )
 
 
@@ -111,7 +111,7 @@ def smoke_setting(models: Path, out: Path, serve_flags: tuple[str, ...] = ()) ->
         max_answer=4,
         rates=(2.0,),
         loads=("chat",),
-        profile_budget="5s",
+        profile_budget="15s",
         num_hand_overs=3,
     )
 
