@@ -134,6 +134,8 @@ def _definition(path: Path, name: str, entry: _Entry, source: str) -> Definition
         raise ConfigError(where, "p99-tbt judges gaps, and it has no itl target", "add itl, for example itl 50 ms")
     if entry.judged == "p90" and slo.ttft_s is not None and slo.ttft_per_token_s is not None:
         raise ConfigError(where, "p90 judges TTFT or TTFT per prompt token, not their sum", "keep one of the two")
+    if entry.judged == "p90" and slo.itl_s is not None:
+        raise ConfigError(where, "p90 judges ttft and tpot, and it has an itl target", "take itl out, or judge p99-tbt")
     if not slo.promises_anything:
         raise ConfigError(where, "promises nothing", "give it a target, for example tpot 50 ms")
     return Definition(name, slo, entry.judged, source, entry.note)

@@ -35,10 +35,13 @@ def window(manifest: RunManifest) -> Window:
 
 
 def offered(run: Run) -> list[RequestRow]:
-    """Every row of phase `measured`, each once. What was due after a run was cut was never offered by anybody: it is
-    left out (`not_sent`, scheduled after elapsed_s); a whole run has no such row."""
+    """Every row of phase `measured`, each once. Nobody offered what was due after a run was cut (`not_sent`, scheduled
+    after elapsed_s; a whole run has no such row), nor what a closed loop did not come to: these are left out."""
+    manifest = run.manifest
+    is_closed_loop = manifest.concurrency is not None
     return [
         row
         for row in run.rows
-        if row.phase == "measured" and not (row.outcome == "not_sent" and row.scheduled_s > run.manifest.elapsed_s)
+        if row.phase == "measured"
+        and not (row.outcome == "not_sent" and (is_closed_loop or row.scheduled_s > manifest.elapsed_s))
     ]
