@@ -15,7 +15,7 @@ from colocate.model.cuda.state import MAX_ENDS, DecodeState
 _BLOCK = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # one kernel for every bucket
 def advance_kernel(
     index, drawn, token, context_len, active, granted_len, position, min_tokens, max_tokens, ends, end_finishes,
     num_rows, ENDS: tl.constexpr, BLOCK: tl.constexpr,

@@ -189,7 +189,7 @@ def _floor_of_row(
     return floor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pieces"])
 def floor_kernel(
     logits, index, position, min_tokens, ends, temperature, top_k, top_p, min_p, active, context_len, granted_len,
     piece_max, piece_token, row_peak, row_floor, row_verdict, num_columns, num_pieces, pieces_stride,
@@ -260,7 +260,7 @@ def draw_kernel(
         tl.store(piece_token + row * PIECES + piece, tl.min(tl.where(best == peak, token, _LAST), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pieces"])
 def pick_kernel(row_verdict, piece_max, piece_token, drawn, num_pieces, PIECES: tl.constexpr):
     """One program per row: its verdict, or the best of its pieces."""
     row = tl.program_id(0).to(tl.int64)
@@ -273,7 +273,10 @@ def pick_kernel(row_verdict, piece_max, piece_token, drawn, num_pieces, PIECES: 
 
 
 class RowSampler:
-    """Launches the kernels above. Owns nothing but the buffers it is given (`ActivationPlan`): one draw at a time."""
+    """Launches the kernels above, always the same compiled ones: none is compiled once a worker serves.
+
+    Owns nothing but the buffers it is given (`ActivationPlan`): one draw at a time.
+    """
 
     def __init__(self, buffers: dict[str, Tensor]) -> None:
         self._piece_max, self._piece_token = buffers["piece_max"], buffers["piece_token"]
