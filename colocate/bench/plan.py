@@ -34,6 +34,7 @@ class BenchPlan:
     out: Path  # the run folder; made, and must not hold a run already
     api_key: str | None = None
     model: str | None = None  # None: the first one the server offers
+    system: str = ""  # what the server is, where the caller started it; empty: found out by asking
     endpoint: Endpoint = "completions"
     seed: int = 0  # of the prompts' tokens
     rate: float | None = None  # for the manifest; None: the workload's own
