@@ -37,8 +37,11 @@ def is_good(row, slo):
 def recompute(run, told):
     facts = json.loads((run / "manifest.json").read_text())
     every = [json.loads(line) for line in (run / "requests.jsonl").read_text().splitlines()]
+    if facts["status"] == "partial" and not facts["elapsed_s"]:  # the client was killed
+        facts["elapsed_s"] = max([row.get("end_s") or row["scheduled_s"] for row in every], default=0)
     start, end = facts["warmup_s"], min(facts["duration_s"] - facts["cooldown_s"], facts["elapsed_s"])
     last = facts["elapsed_s"] if facts["concurrency"] is None else -math.inf  # what was due later, nobody offered
+    per_s = 1 / (end - start) if end > start else math.nan
     rows = [row for row in every if row["phase"] == "measured"]
     rows = [row for row in rows if row["outcome"] != "not_sent" or row["scheduled_s"] <= last]
     slos = {slo["name"]: slo for slo in told["classes"]}
@@ -51,9 +54,9 @@ def recompute(run, told):
     yield told["num_offered"], len(rows), "num_offered"
     yield told["attainment_by_denominator"]["colocate"]["value"], good / len(rows) if rows else None, "attainment"
     if told["denominator"] == "colocate":
-        yield told["goodput_per_s"], good / (end - start), "goodput_per_s"
-    yield told["output_tokens_per_s"], tokens / (end - start), "output_tokens_per_s"
-    yield told["input_tokens_per_s"], sum(prompts) / (end - start), "input_tokens_per_s"
+        yield told["goodput_per_s"], good * per_s, "goodput_per_s"
+    yield told["output_tokens_per_s"], tokens * per_s, "output_tokens_per_s"
+    yield told["input_tokens_per_s"], sum(prompts) * per_s, "input_tokens_per_s"
     columns = zip(*map(latencies, rows), strict=True)
     for name, values in zip(("ttft_s", "itl_s", "itl_p99_s", "tpot_s", "e2e_s"), columns, strict=bool(rows)):
         known = [*chain(*values)] if name == "itl_s" else [value for value in values if value is not None]
@@ -64,7 +67,9 @@ def recompute(run, told):
 
 
 def is_same(theirs, mine):
-    return theirs is mine if None in (theirs, mine) else math.isclose(theirs, mine, rel_tol=1e-9, abs_tol=1e-12)
+    if theirs is None or mine is None:
+        return theirs is mine or mine != mine
+    return math.isclose(theirs, mine, rel_tol=1e-9, abs_tol=1e-12)
 
 
 if __name__ == "__main__":

@@ -70,4 +70,7 @@ def drawn_rows(draw: st.DrawFn, index: int = 0) -> RequestRow:
 @st.composite
 def drawn_runs(draw: st.DrawFn) -> Run:
     rows = [draw(drawn_rows(index=index)) for index in range(draw(st.integers(0, 12)))]
-    return run(rows, slo_classes=("chat: ttft 300 ms, tpot 50 ms", "steady: itl 100 ms, ttft_per_token 1 ms"))
+    status, elapsed_s = draw(st.sampled_from((("valid", 10.5), ("partial", 5.0), ("partial", 0.0), ("failed", 0.0))))
+    loop = draw(st.sampled_from(({}, {"offered_rate": None, "concurrency": 2})))
+    classes = ("chat: ttft 300 ms, tpot 50 ms", "steady: itl 100 ms, ttft_per_token 1 ms")
+    return run(rows, slo_classes=classes, status=status, elapsed_s=elapsed_s, **loop)

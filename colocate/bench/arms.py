@@ -61,7 +61,7 @@ class ArmFigures(Struct, frozen=True):
     offered_rate: float | None  # requests per second, nominal; None: closed loop
     concurrency: int | None
     seeds: tuple[int, ...]
-    num_runs_left_out: int  # invalid, partial or failed
+    num_runs_left_out: int
     good: tuple[int, ...]  # per seed
     offered: tuple[int, ...]  # per seed, what the denominator counts
     attainment: Interval
@@ -100,11 +100,11 @@ class ArmComparison(Struct, frozen=True):
 def arm_figures(
     runs: Sequence[Run], promises: Promises, rule: Denominator = OURS, *, seed: int = 0, valid_only: bool = True
 ) -> ArmFigures:
-    """Of one or more runs of the same arm at the same rate. Runs that are not valid are left out and counted, unless
-    `valid_only` is false. Raises ValueError without runs."""
+    """Of one or more runs of the same arm at the same rate. Runs that say nothing about their arm (`says_something`)
+    are left out and counted, unless `valid_only` is false. Raises ValueError without runs."""
     if not runs:
         raise ValueError("an arm without runs has no figures")
-    kept = sorted((run for run in runs if run.status == "valid" or not valid_only), key=lambda run: run.manifest.seed)
+    kept = sorted((run for run in runs if says_something(run) or not valid_only), key=lambda run: run.manifest.seed)
     rows = [offered(run) for run in kept]
     good, of = counts(rows, promises, rule)
     windows = [window(run.manifest) for run in kept]
@@ -133,10 +133,16 @@ def arm_figures(
     )
 
 
+def says_something(run: Run) -> bool:
+    """Whether a run tells of its arm: it is valid, or the server failed under its load, so that its requests are
+    misses. A client that was late (invalid), a run that was cut, and a server that never came up do not."""
+    return run.status == "valid" or (run.status == "failed" and bool(offered(run)))
+
+
 def compare_arms(
     runs_a: Sequence[Run], runs_b: Sequence[Run], promises: Promises, rule: Denominator = OURS, *, seed: int = 0
 ) -> ArmComparison:
-    """Valid runs of two arms at one rate. Where seeds are common to both, those are compared, in pairs."""
+    """Runs of two arms at one rate that say something. Where seeds are common to both, those are compared, in pairs."""
     a, b = _paired(runs_a, runs_b)
     rows_a, rows_b = [offered(run) for run in a], [offered(run) for run in b]
     counts_a, counts_b = counts(rows_a, promises, rule), counts(rows_b, promises, rule)
@@ -214,10 +220,7 @@ def _percentiles(rows: Sequence[Sequence[RequestRow]], name: Latency, seed: int)
 
 
 def _paired(runs_a: Sequence[Run], runs_b: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    a, b = (
-        sorted((run for run in runs if run.status == "valid"), key=lambda run: run.manifest.seed)
-        for runs in (runs_a, runs_b)
-    )
+    a, b = (sorted(filter(says_something, runs), key=lambda run: run.manifest.seed) for runs in (runs_a, runs_b))
     common = {run.manifest.seed for run in a} & {run.manifest.seed for run in b}
     if not common:
         return a, b

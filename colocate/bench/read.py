@@ -3,13 +3,14 @@ off is dropped and marks the run as partial."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from colocate.bench.records import (
     SCHEMA_VERSION,
@@ -89,7 +90,7 @@ def read_results(folder: Path) -> Run | Sweep:
 def read_sweep(folder: Path) -> Sweep:
     """A sweep and every run under it. A run that cannot be read does not hide the others. Raises ConfigError where the
     sweep itself cannot be read."""
-    manifest = _manifest(folder, SWEEP_FILE, SweepManifest)
+    manifest = read_sweep_manifest(folder)
     runs: list[Run] = []
     unreadable: list[Unreadable] = []
     below = folder / RUNS_FOLDER
@@ -101,6 +102,11 @@ def read_sweep(folder: Path) -> Sweep:
         except ConfigError as error:
             unreadable.append(Unreadable(path, str(error)))
     return Sweep(folder, manifest, tuple(runs), tuple(unreadable))
+
+
+def read_sweep_manifest(folder: Path) -> SweepManifest:
+    """What a sweep set out to do, without its runs. Raises ConfigError."""
+    return _manifest(folder, SWEEP_FILE, SweepManifest)
 
 
 def read_run(folder: Path) -> Run:
@@ -116,7 +122,14 @@ def read_run(folder: Path) -> Run:
             problem = f"request {row.index} stands in it twice"
             raise ConfigError(str(folder / REQUESTS_FILE), problem, "the file was written by two runs: repeat the run")
     samples.sort(key=lambda sample: sample.at_s)
-    return Run(folder, manifest, tuple(rows), tuple(samples), tuple(row_notes + sample_notes))
+    return Run(folder, _with_end(manifest, rows), tuple(rows), tuple(samples), tuple(row_notes + sample_notes))
+
+
+def _with_end(manifest: RunManifest, rows: Sequence[RequestRow]) -> RunManifest:
+    """A client that was killed did not write how long it ran: at least until the last thing it wrote down."""
+    if manifest.status != "partial" or manifest.elapsed_s:
+        return manifest
+    return structs.replace(manifest, elapsed_s=max((row.end_s or row.scheduled_s for row in rows), default=0.0))
 
 
 def _manifest(folder: Path, name: str, kind: type[_Manifest]) -> _Manifest:

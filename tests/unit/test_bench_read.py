@@ -29,6 +29,13 @@ def test_a_server_that_told_nothing_left_no_file(tmp_path: Path) -> None:
     assert read_run(tmp_path).samples == () and read_run(tmp_path).status == "valid"
 
 
+def test_a_client_that_was_killed_ran_until_the_last_thing_it_wrote(tmp_path: Path) -> None:
+    write_run(tmp_path, run(WHOLE.rows, status="partial", elapsed_s=0.0))
+    assert read_run(tmp_path).manifest.elapsed_s == 3.1
+    write_run(tmp_path, run(WHOLE.rows, status="failed", elapsed_s=0.0))
+    assert read_run(tmp_path).manifest.elapsed_s == 0.0
+
+
 @pytest.mark.parametrize("name", ["requests.jsonl", "server.jsonl"])
 def test_a_last_line_that_is_cut_marks_the_run(tmp_path: Path, name: str) -> None:
     path = write_run(tmp_path, WHOLE) / name

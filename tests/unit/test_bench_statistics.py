@@ -205,8 +205,18 @@ def test_figures_of_an_arm_over_seeds() -> None:
         arm_figures([], CHAT)
 
 
+def test_a_server_that_failed_under_load_counts_and_one_that_never_came_up_does_not() -> None:
+    fine = arm("split", 0.1, (1,))
+    failed = [row(i, 2.0, outcome="failed", error_kind="refused") for i in range(120)]
+    unsent = [row(i, 2.0, outcome="not_sent", sent_s=None) for i in range(120)]
+    found = arm_figures([*fine, run(failed, arm="split", seed=2, status="failed")], CHAT)
+    assert found.attainment.value == 0.5 and (found.attainment.low or 0) < 0.05
+    found = arm_figures([*fine, run(unsent, arm="split", seed=2, status="failed", elapsed_s=0.0)], CHAT)
+    assert (found.attainment.value, found.num_runs_left_out) == (1.0, 1)
+
+
 def test_an_arm_without_a_valid_run_has_no_figures_but_a_count() -> None:
-    found = arm_figures(arm("split", 0.2, (1, 2), status="failed"), CHAT)
+    found = arm_figures(arm("split", 0.2, (1, 2), status="partial"), CHAT)
     assert found.num_runs_left_out == 2 and found.attainment.value is None and found.ttft_s.p99.value is None
 
 

@@ -35,8 +35,9 @@ def window(manifest: RunManifest) -> Window:
 
 
 def offered(run: Run) -> list[RequestRow]:
-    """Every row of phase `measured`, each once. Nobody offered what was due after a run was cut (`not_sent`, scheduled
-    after elapsed_s; a whole run has no such row), nor what a closed loop did not come to: these are left out."""
+    """Every row of phase `measured`, each once. Nobody offered what was due after a run was cut or where there was no
+    server (`not_sent`, scheduled after elapsed_s; a whole run has no such row), nor what a closed loop did not come to:
+    these are left out."""
     manifest = run.manifest
     is_closed_loop = manifest.concurrency is not None
     return [
