@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from colocate.cli.options import GENERATE_OPTIONS, PROFILE_OPTIONS, SERVE_OPTIONS, SIMULATE_OPTIONS, with_settings
+from colocate.cli.options import (
+    GENERATE_OPTIONS,
+    PROFILE_OPTIONS,
+    SERVE_OPTIONS,
+    SIMULATE_OPTIONS,
+    SWEEP_OPTIONS,
+    SWEEP_PANEL,
+    with_settings,
+)
 from colocate.config.load import load_config
 from colocate.errors import ConfigError
 
@@ -356,6 +364,143 @@ def profile_command(
         flags["model"] = model
     request = ProfileRequest(parse_budget(budget), out, resume, temperature)
     sys.exit(run_measure(load_config(config, os.environ, flags), request, plot))
+
+
+@app.command(
+    help="Measure many ways to serve against each other: every arm at every rate with every seed, interleaved, each "
+    "run against a fresh server that this command starts. Goes on where it was cut off."
+)
+@with_settings(SWEEP_OPTIONS)
+def sweep(
+    flags: dict[str, object],
+    model: ModelArgument = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="YAML with the same names; see configs/bench. Flags win."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where to, and from where to go on. [dim](sweeps/MODEL)[/]")
+    ] = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say how long it would take, and stop.")] = False,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Begin no run that would end later, e.g. 2h.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the same sweep in --out.")] = True,
+    retry: Annotated[bool, typer.Option("--retry", help="Repeat runs that failed or are not valid.")] = False,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="static (every split), static:PLAN, shared, chunked (every chunk size), chunked:N, elastic, slo, "
+            "on-demand, peer:NAME; +setting=value changes one. [dim](default: all but peers)[/]",
+            rich_help_panel=SWEEP_PANEL,
+        ),
+    ] = None,
+    chunk_sizes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N,...", help="Of arm chunked. [dim](256,512,1024,2048)[/]", rich_help_panel=SWEEP_PANEL),
+    ] = None,
+    rates: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,...", help="Requests per second, for every arm.", rich_help_panel=SWEEP_PANEL),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH[:STEP]",
+            help="Instead of rates: find each arm's goodput by bisection on a grid. [dim](step 1.05)[/]",
+            rich_help_panel=SWEEP_PANEL,
+        ),
+    ] = None,
+    goodput_at: Annotated[
+        float | None, typer.Option(metavar="X", help="Its attainment. [dim](0.9)[/]", rich_help_panel=SWEEP_PANEL)
+    ] = None,
+    max_requests: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of one point that is unresolved. [dim](600)[/]", rich_help_panel=SWEEP_PANEL),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="Runs of each point. [dim](3)[/]", rich_help_panel=SWEEP_PANEL)
+    ] = None,
+    min_requests: Annotated[
+        int | None, typer.Option(metavar="N", help="Measured in each run. [dim](100)[/]", rich_help_panel=SWEEP_PANEL)
+    ] = None,
+    keep_server: Annotated[
+        bool | None,
+        typer.Option("--keep-server", help="One server for all rates of an arm and seed.", rich_help_panel=SWEEP_PANEL),
+    ] = None,
+    workload: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A trace, offered at each rate.", rich_help_panel="Load")
+    ] = None,
+    lengths: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LENGTHS", help="As in simulate; twice for two phases.", rich_help_panel="Load"),
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(metavar="NAME", help="As in simulate.", rich_help_panel="Load")] = None,
+    arrivals: Annotated[
+        str | None, typer.Option(metavar="NAME", help="poisson, constant, or gamma:CV.", rich_help_panel="Load")
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B", help="Proportion of the two rates of a pattern.", rich_help_panel="Load"),
+    ] = None,
+    period: Annotated[
+        str | None, typer.Option(metavar="S", help="phase-shifting: both phases once.", rich_help_panel="Load")
+    ] = None,
+    duration: Annotated[
+        str | None, typer.Option(metavar="S", help="Measure at least so long.", rich_help_panel="Load")
+    ] = None,
+    warmup: Annotated[
+        str | None, typer.Option(metavar="S", help="Load before it counts. [dim](5)[/]", rich_help_panel="Load")
+    ] = None,
+    cooldown: Annotated[
+        str | None, typer.Option(metavar="S", help="Load after it counts. [dim](0)[/]", rich_help_panel="Load")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="NAME", help="completions or chat.", rich_help_panel="Load")
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="S", help="Of one request. [dim](600)[/]", rich_help_panel="Load")
+    ] = None,
+    drain: Annotated[
+        str | None, typer.Option(metavar="S", help="After the load; then cut. [dim](60)[/]", rich_help_panel="Load")
+    ] = None,
+    lateness_bound: Annotated[
+        str | None, typer.Option(metavar="S", help="Of the client's p99. [dim](0.01)[/]", rich_help_panel="Load")
+    ] = None,
+) -> None:
+    from colocate.cli.sweep import Manner, numbers, run_sweep, split_list
+    from colocate.cli.sweep_options import read_options
+
+    asked: dict[str, object] = {
+        "model": model,
+        "out": out,
+        "budget": budget,
+        "arms": split_list(arms),
+        "chunk_sizes": numbers(chunk_sizes, "--chunk-sizes", int),
+        "rates": numbers(rates, "--rates", float),
+        "search": search,
+        "goodput_at": goodput_at,
+        "max_requests": max_requests,
+        "seeds": seeds,
+        "min_requests": min_requests,
+        "keep_server": keep_server,
+        "workload": workload,
+        "lengths": lengths or None,
+        "pattern": pattern,
+        "arrivals": arrivals,
+        "shape": numbers(shape, "--shape", float),
+        "period": period,
+        "duration": duration,
+        "warmup": warmup,
+        "cooldown": cooldown,
+        "endpoint": endpoint,
+        "timeout": timeout,
+        "drain": drain,
+        "lateness_bound": lateness_bound,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    sys.exit(run_sweep(read_options(config, given, flags), Manner(resume, retry, estimate)))
 
 
 @app.command(help="Print the version.")

@@ -17,6 +17,7 @@ SLO_PANEL = "Promises and the controller"
 HTTP_PANEL = "HTTP"
 RUNTIME_PANEL = "Supervision"
 LOG_PANEL = "Logs"
+SWEEP_PANEL = "Arms, rates and seeds"  # of `colocate sweep` alone
 
 # name -> (panel, metavar, help). Order is the order in `--help`.
 HELP: dict[str, tuple[str, str, str]] = {
@@ -212,6 +213,9 @@ SIMULATE_OPTIONS = (
     "max_num_batched_tokens",
     "max_queue",
 )
+# What `colocate sweep` hands on to its servers: an arm says mode and plan, the sweep port and seed.
+_SWEPT = {"mode", "plan", "seed", "event_log", "served_model_name"}
+SWEEP_OPTIONS = tuple(name for name in SERVE_OPTIONS if HELP[name][0] != HTTP_PANEL and name not in _SWEPT)
 
 
 def with_settings(names: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:

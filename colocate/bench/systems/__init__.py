@@ -1,0 +1,1 @@
+"""Servers that a sweep starts and stops: ours, and any other by its command line."""
