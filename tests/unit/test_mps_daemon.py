@@ -15,7 +15,7 @@ import pytest
 from colocate.config.serve import DeviceSection, SchedulerSection, ServeConfig
 from colocate.device.cuda import fake_mps
 from colocate.device.cuda.mps import NO_MPS_DIRECTORY, MpsManager, MpsTools, find_tools
-from colocate.device.cuda.mps_guard import LOG, MAX_PIPE_PATH, PIPE
+from colocate.device.cuda.mps_guard import LOG, MAX_PIPE_PATH, PID_FILE, PIPE
 from colocate.errors import ConfigError
 from colocate.runtime.gpu_guard import MpsGuard, NothingToGuard, gpu_guard_for
 from colocate.types import Role
@@ -126,9 +126,40 @@ def test_a_daemon_that_refuses_is_an_error_with_its_log(environ: dict[str, str])
 
 
 def test_a_command_that_is_none_is_an_error(environ: dict[str, str]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="/nowhere/nvidia-cuda-mps-control: No such file"):
         MpsManager(MpsTools(("/nowhere/nvidia-cuda-mps-control",)), environ).start()
     assert not os.listdir(environ["TMPDIR"])  # noqa: PTH208
+
+
+def test_a_daemon_that_goes_to_the_background_is_followed(environ: dict[str, str], tmp_path: Path) -> None:
+    tool = tmp_path / "control"
+    shell = " ".join(fake_mps.COMMAND)
+    number = f'"$CUDA_MPS_PIPE_DIRECTORY/{PID_FILE}"'
+    tool.write_text(f'#!/bin/sh\nif [ "$1" != -f ]; then exec {shell}; fi\n{shell} -f &\necho $! > {number}\n')
+    tool.chmod(0o755)
+    manager = MpsManager(MpsTools((str(tool),)), environ)
+    manager.start()
+    server = _server(manager)
+    assert manager.is_alive and manager.health() is None
+    assert "Exit" in manager.quit()  # it was told to quit, not killed
+    assert not _runs(server)
+    assert not os.listdir(environ["TMPDIR"])  # noqa: PTH208
+
+
+def test_settings_of_mps_in_the_environment_reach_nobody(environ: dict[str, str]) -> None:
+    settings = {
+        "CUDA_MPS_PROTOCOL_VERSION": "3",  # another set of commands
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=1G",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "100",
+    }
+    manager = MpsManager(find_tools(environ), {**environ, **settings})
+    manager.start()
+    try:
+        variables = Path(f"/proc/{_parent(_server(manager))}/environ").read_text()
+        assert not [name for name in settings if name in variables]
+        assert {name: manager.environment_of_client()[name] for name in settings} == dict.fromkeys(settings)
+    finally:
+        manager.quit()
 
 
 def test_a_daemon_that_dies_takes_its_server_and_guard_along(manager: MpsManager) -> None:

@@ -38,6 +38,9 @@ CONTROL, SERVER = "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"
 _DRIVER_FOLDERS = ("/usr/bin", "/usr/local/nvidia/bin", "/usr/local/bin", "/run/nvidia/driver/usr/bin")
 NO_MPS_DIRECTORY = "/dev/null/no-mps"  # below a file: nothing can ever be there
 _SINGLE_PROCESS = "or run both phases in one process, which needs no MPS: --single-process"
+# Of MPS itself: percentages, limits of memory, priorities, and since CUDA 13.1 a protocol version that replaces the
+# shell's commands. A run sets its own.
+_SETTINGS = "CUDA_MPS_"
 
 # Hardware queues per process. An MPS client has two unless told otherwise; a worker has a stream per armed share and
 # one for copies, and streams that share a queue wait for each other.
@@ -111,7 +114,8 @@ class MpsManager:
         """Raises ConfigError where `environ` speaks against it."""
         check_environment(environ)
         self._tools = tools
-        self._environ = {**environ}
+        self._environ = {name: value for name, value in environ.items() if not name.startswith(_SETTINGS)}
+        self._settings = sorted(environ.keys() - self._environ.keys())
         if tools.folder:  # the daemon looks for its server on PATH
             self._environ["PATH"] = os.pathsep.join([tools.folder, environ.get("PATH", "")])
         self._guard: subprocess.Popen[str] | None = None
@@ -189,11 +193,11 @@ class MpsManager:
         """What a worker gets on top of ours; None stands for "unset". `CUDA_VISIBLE_DEVICES` is the daemon's: a client
         counts the devices that its server shows, and would apply the list a second time."""
         return {
+            **dict.fromkeys(self._settings),
             "CUDA_MPS_PIPE_DIRECTORY": str(self._directory / PIPE),
             "CUDA_MPS_LOG_DIRECTORY": str(self._directory / LOG),
             "CUDA_DEVICE_MAX_CONNECTIONS": _MAX_CONNECTIONS,
             "CUDA_VISIBLE_DEVICES": None,
-            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": None,
         }
 
     def quit(self) -> str:

@@ -6,7 +6,8 @@ nothing ever comes: the end of that pipe is the end of the run, in whatever way 
 tells the daemon to quit, kills whatever of daemon and servers remains, removes the directory, and prints the last
 lines of the daemon's logs for whoever still listens.
 
-A daemon that dies by itself ends its guard in the same way: its servers would take no new clients.
+A daemon that dies by itself ends its guard in the same way: its servers would take no new clients. One that goes to
+the background after all is followed there, by the number it writes into its pipe directory.
 Only the standard library is imported. Killing the guard itself is the one death that leaves the directory behind; the
 daemon goes with it.
 """
@@ -29,6 +30,7 @@ from colocate.device.cuda.mps_control import MpsControl
 PIPE, LOG = "p", "l"  # short: a path to a socket has about a hundred bytes
 MAX_PIPE_PATH = 80  # room for the longest name the daemon puts into its pipe directory
 _FOREGROUND = "foreground.log"  # what the daemon prints
+PID_FILE = "nvidia-cuda-mps-control.pid"  # in the pipe directory; NVIDIA's documentation names it
 _TAIL_CHARS = 2000
 
 _PR_SET_PDEATHSIG = 1
@@ -50,11 +52,13 @@ def main(command: list[str]) -> int:
     try:
         _say(str(directory))
         environ = mps_environment(directory)
-        daemon = _start(command, environ, directory)
         try:
-            run_ended = _wait(daemon)
+            run_ended = _follow(_start(command, environ, directory), directory)
+        except OSError as error:  # no such program, or none for this machine
+            run_ended = False
+            (directory / LOG / _FOREGROUND).write_text(f"{command[0]}: {error.strerror}\n")
         finally:
-            _end(daemon, MpsControl(command, environ))
+            _end(MpsControl(command, environ))
     finally:
         _say(log_tail(directory))
         shutil.rmtree(directory, ignore_errors=True)
@@ -88,9 +92,10 @@ def log_tail(directory: Path) -> str:
     return "\n".join(texts)[-_TAIL_CHARS:]
 
 
-def _start(command: list[str], environ: dict[str, str], directory: Path) -> subprocess.Popen[bytes]:
+def _start(command: list[str], environ: dict[str, str], directory: Path) -> int:
+    """Its number. It is reaped by `_reap`, as whatever else becomes our child."""
     with (directory / LOG / _FOREGROUND).open("wb") as output:
-        return subprocess.Popen(
+        daemon = subprocess.Popen(
             [*command, "-f"],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -98,11 +103,29 @@ def _start(command: list[str], environ: dict[str, str], directory: Path) -> subp
             env=environ,
             preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0),
         )
+        return daemon.pid
 
 
-def _wait(daemon: subprocess.Popen[bytes]) -> bool:
+def _follow(pid: int, directory: Path) -> bool:
     """True once the run is over, False once the daemon is."""
-    pidfd = os.pidfd_open(daemon.pid)
+    while not _wait(pid):
+        successor = _named_in(directory)
+        if successor in (None, pid) or successor not in _descendants(os.getpid()):
+            return False
+        pid = successor
+    return True
+
+
+def _named_in(directory: Path) -> int | None:
+    try:
+        return int((directory / PIPE / PID_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _wait(pid: int) -> bool:
+    """True once the run is over, False once this child is."""
+    pidfd = os.pidfd_open(pid)
     try:
         poller = select.poll()
         poller.register(0, select.POLLIN | select.POLLHUP)
@@ -117,35 +140,36 @@ def _wait(daemon: subprocess.Popen[bytes]) -> bool:
         os.close(pidfd)
 
 
-def _end(daemon: subprocess.Popen[bytes], control: MpsControl) -> None:
+def _end(control: MpsControl) -> None:
+    """The daemon is told to quit; what is left of it and its servers is asked to leave, then killed."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if daemon.poll() is None:
+    if _descendants(os.getpid()):
         heard = control.ask("quit -t 1", _QUIT_S) is not None
-        if not _ends(daemon, _QUIT_S if heard else 0.0):
-            daemon.terminate()
-            _ends(daemon, _TERM_S)
+        if not (heard and _all_end(_QUIT_S)):
+            _signal_all(signal.SIGTERM)
+            _all_end(_TERM_S)
     deadline_s = time.monotonic() + _KILL_S
-    while (left := _descendants(os.getpid())) and time.monotonic() < deadline_s:
-        for pid in left:
-            _kill(pid)
-        daemon.poll()
+    while not _all_end(0.01) and time.monotonic() < deadline_s:
+        _signal_all(signal.SIGKILL)
+
+
+def _all_end(timeout_s: float) -> bool:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
         _reap()
+        if not _descendants(os.getpid()):
+            return True
+        if time.monotonic() > deadline_s:
+            return False
         time.sleep(0.01)
 
 
-def _ends(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
-    try:
-        process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+def _signal_all(number: signal.Signals) -> None:
+    for pid in _descendants(os.getpid()):
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
 
 
 def _reap() -> None:
