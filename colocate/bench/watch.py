@@ -216,8 +216,8 @@ def _sum_of(series: Series, names: tuple[str, ...]) -> float | None:
 
 
 def listening_process(port: int) -> psutil.Process | None:
-    """The oldest process of this machine that listens there; None where it cannot be seen. A daemon's children may share
-    its socket."""
+    """The oldest process of this machine that listens there; None where it cannot be seen. Children may share the socket
+    of their daemon."""
     sockets = _listening_sockets(port)
     holders = []
     for process in psutil.process_iter():
