@@ -29,8 +29,17 @@ types: setup
 contracts: setup
 	$(BIN)/lint-imports
 
+# What only computes runs on two processes; what starts servers of its own has the machine to itself.
+PURE_TESTS := tests/unit tests/property tests/sim tests/contract tests/cuda tests/gpu
+LIVE_TESTS := tests/integration tests/fault
+
 pytest: setup
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -n 2 $(PURE_TESTS)
+	$(BIN)/python -m pytest $(LIVE_TESTS)
+endif
 
 format: setup
 	$(BIN)/ruff format .

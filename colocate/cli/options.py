@@ -185,13 +185,23 @@ SERVE_OPTIONS = tuple(HELP)
 # What `colocate generate` needs of them: no HTTP.
 GENERATE_OPTIONS = tuple(name for name in HELP if HELP[name][0] != HTTP_PANEL and name != "max_queue")
 # What `colocate profile` needs of them: model, device, pool and batch sizes; nothing about scheduling.
-_MEASURED = ("kv_memory", "block_size", "max_num_seqs", "max_num_batched_tokens", "log_level", "log_format")
+_MEASURED = (
+    "kv_memory",
+    "gpu_memory_utilization",
+    "graph_memory",
+    "memory_transport",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "log_level",
+    "log_format",
+)
 PROFILE_OPTIONS = tuple(
     name
     for name in GENERATE_OPTIONS
     if name in _MEASURED
     or (HELP[name][0] == MODEL_PANEL and name != "served_model_name")
-    or name in ("device", "units", "profile", "faults", "start_timeout_s")
+    or name in ("device", "units", "gpu", "arm", "single_process", "profile", "faults", "start_timeout_s")
 )
 # What `colocate simulate` shares with `serve`.
 SIMULATE_OPTIONS = (
