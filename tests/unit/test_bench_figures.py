@@ -6,6 +6,7 @@ import math
 import runpy
 import subprocess
 import sys
+import typing
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,13 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colocate.bench.figures import attainment_at_scales, run_figures, write_figures
+from colocate.bench.figures import FIGURES_VERSION, attainment_at_scales, run_figures, write_figures
 from colocate.bench.metrics.attainment import Promises, is_good
 from colocate.bench.metrics.denominators import DENOMINATORS, denominator
 from colocate.bench.metrics.distribution import distribution
 from colocate.bench.metrics.latency import itl_p99_s
 from colocate.bench.read import Run, read_run
-from colocate.bench.records import RequestRow, ServerSample, Stages
+from colocate.bench.records import SCHEMA_VERSION, Outcome, RequestRow, RunStatus, ServerSample, Stages
+from colocate.bench.slo_library import published_definitions
 from colocate.config.slo import SloClass
 from colocate.errors import ConfigError
 from tests.bench_rows import drawn_runs, row, run, write_run
@@ -240,3 +242,12 @@ def test_a_run_without_rows_has_figures_too() -> None:
     figures = run_figures(run([]))
     assert figures.attainment.value is None and figures.goodput_per_s == 0.0 and figures.ttft_s.count == 0
     assert math.isclose(figures.window_s, 8.0)
+
+
+def test_the_documentation_names_every_field_denominator_and_definition() -> None:
+    text = (SCRIPT.parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert f"schema version {SCHEMA_VERSION}" in text and f"`figures_version` {FIGURES_VERSION}" in text
+    for name in (*RequestRow.__struct_fields__, *DENOMINATORS, *typing.get_args(Outcome), *typing.get_args(RunStatus)):
+        assert f"`{name}`" in text, name
+    for definition in published_definitions():
+        assert f"`{definition.name}`" in text, definition.name
