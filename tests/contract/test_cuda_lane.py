@@ -45,7 +45,7 @@ def lane(partition: CudaPartition) -> Lane:
 def filled(backend: Backend, size: int, value: float = 0.0) -> torch.Tensor:
     """Ready on the device: lanes do not wait for the stream that fills it."""
     tensor = torch.full((size,), value, device=backend.torch_device)
-    backend.driver.synchronize()
+    backend.settle()
     return tensor
 
 

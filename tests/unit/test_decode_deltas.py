@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colocate.device.cuda.backend import FakeBackend
+from colocate.device.cuda.driver import ILLEGAL_ADDRESS, OUT_OF_MEMORY, CudaError, cuda_error
 from colocate.device.cuda.fake import FakeDriver
 from colocate.device.cuda.lane import InlineLane
 from colocate.errors import InvariantError
@@ -168,9 +169,13 @@ class CountingLane(InlineLane):
         super().__init__()
         self.steps = steps
         self.captured = 0
+        self.fails_with = 0
+        self.fails_at = 0
 
     def capture(self, work):  # type: ignore[no-untyped-def]
         self.captured += 1
+        if self.captured == self.fails_at:
+            raise cuda_error("cudaGraphInstantiate", self.fails_with)
         self.steps.used_bytes += 100
         return super().capture(work)
 
@@ -206,3 +211,45 @@ def test_a_restarted_worker_captures_what_it_needs_now_and_then() -> None:
         steps.graphs.run(steps.lane, 8)
         steps.graphs.run(steps.lane, 2)
     assert steps.graphs.num_graphs == 2
+
+
+def test_a_capture_that_is_refused_leaves_the_rest_eager() -> None:
+    steps, heard = Steps(limit_bytes=1000), []
+    steps.lane.fails_at, steps.lane.fails_with = 3, OUT_OF_MEMORY
+    steps.graphs.capture_all([steps.lane], heard.append)
+    assert heard == ["1/4", "2/4", "2/4, a capture failed, the rest runs eagerly"]
+    for bucket in (8, 4, 2, 1):
+        steps.graphs.run(steps.lane, bucket)
+    assert steps.graphs.num_graphs == 2 and steps.lane.captured == 3 and steps.ran == [8, 4, 2, 1]
+
+
+def test_a_capture_refused_while_serving_fails_no_step_and_is_not_tried_again() -> None:
+    steps = Steps(limit_bytes=1000)
+    steps.lane.fails_at, steps.lane.fails_with = 1, OUT_OF_MEMORY
+    steps.graphs.capture_while_serving()
+    for _ in range(40):
+        steps.graphs.run(steps.lane, 4)
+    assert (steps.lane.captured, steps.graphs.num_graphs, len(steps.ran)) == (1, 0, 40)
+
+
+def test_a_fault_in_a_capture_is_not_taken_for_a_refusal() -> None:
+    steps = Steps(limit_bytes=1000)
+    steps.lane.fails_at, steps.lane.fails_with = 1, ILLEGAL_ADDRESS
+    with pytest.raises(CudaError):
+        steps.graphs.capture_all([steps.lane], lambda detail: None)
+
+
+def test_what_was_sent_before_everybody_left_is_sent_again() -> None:
+    """A send that raised may have arrived in part; the index is stated with the next step whatever it was."""
+    bench, standing = Bench(), row(1, 2)
+    bench.step([standing])
+    bench.seats.clear()
+    bench.arena.index.fill_(MAX_ROWS)
+    bench.check([standing], bench.step([standing]))
+
+
+def test_a_row_of_the_host_is_known_before_and_after_it_joins() -> None:
+    bench, own, asked = Bench(), row(1, 1), row(2, 1, logprobs=3)
+    assert not bench.seats.any_for_host([own]) and bench.seats.any_for_host([own, asked])
+    bench.step([own, asked])
+    assert bench.seats.any_for_host([own, asked]) and not bench.seats.any_for_host([own])

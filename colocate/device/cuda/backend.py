@@ -48,6 +48,11 @@ class Backend(Protocol):
         """Host memory, zeroed, that asynchronous copies can read and write; plain memory on the fake device."""
         ...
 
+    def settle(self) -> None:
+        """Wait for what this thread allocated and filled outside of every lane. Lanes do not wait for it by themselves:
+        call it between making tensors and the first work on a lane that uses them."""
+        ...
+
 
 def is_fake_chosen() -> bool:
     return os.environ.get(FAKE_VARIABLE, "") == "1"
@@ -98,6 +103,10 @@ class FakeBackend:
         import torch
 
         return torch.zeros(shape, dtype=dtype)
+
+    def settle(self) -> None:
+        """Everything is done when its call returns."""
+        self._driver.check()
 
 
 def view_of(address: int, num_bytes: int, device: str) -> torch.Tensor:

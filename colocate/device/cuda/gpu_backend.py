@@ -58,3 +58,9 @@ class GpuBackend:
         import torch
 
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
+
+    def settle(self) -> None:
+        """Of the current stream only: to wait for the whole context is illegal while another thread captures."""
+        import torch
+
+        torch.cuda.current_stream(self._torch_device).synchronize()

@@ -53,6 +53,7 @@ class CudaDecodeExecutor:
         self._version: int | None = None
         self._has_host_rows = False
         self._is_behind = False  # the device did not advance the rows of the last step
+        self._last_lane: Lane | None = None  # that anything was launched on; the share in force may be empty by now
 
     def units_changed(self, num_units: int) -> None:
         """The partition has chosen another lane, which follows the one before."""
@@ -60,7 +61,7 @@ class CudaDecodeExecutor:
     def may_run_ahead(self, rows: Sequence[StandingRow], version: int) -> bool:
         if self._is_behind:
             return False
-        return version == self._version or not self._need_host(rows)
+        return version == self._version or not self._seats.any_for_host(rows)
 
     @torch.inference_mode()
     def launch(self, rows: Sequence[StandingRow], version: int) -> None:
@@ -79,11 +80,12 @@ class CudaDecodeExecutor:
     def seat(self, lane: Lane, rows: Sequence[StandingRow], version: int) -> Tensor:
         """Bring the device up to date with these rows, on this lane, inside its `use()`: the index of a step."""
         bucket = self.graphs.bucket_of(len(rows))
+        self._last_lane = lane
         if self._is_behind:
             self._seats.restate(rows)
         if version != self._version:
             self._seats.seat(rows, bucket)
-            self._has_host_rows = self._need_host(rows)
+            self._has_host_rows = self._seats.any_for_host(rows)
             self._version = version
         self._seats.send(lane)
         self._is_behind = self._has_host_rows
@@ -116,16 +118,14 @@ class CudaDecodeExecutor:
         return StepTokens(drawn.token_ids, drawn.logprobs)
 
     def abandon(self) -> None:
-        """Also what a launch that raised has left on the lane."""
+        """Also what a launch that raised has left on the lane. That is the last one used, which others follow: with an
+        empty share in force there is none to ask."""
         self._under_way.clear()
         with device_lost_raised():
-            if self._gpu.partition.lane is not None:
-                self._gpu.lane.mark().wait()
+            if self._last_lane is not None:
+                self._last_lane.mark().wait()
         self._seats.clear()
         self._version, self._is_behind = None, False
-
-    def _need_host(self, rows: Sequence[StandingRow]) -> bool:
-        return bool(self._gpu.host_rows([row.sample for row in rows]))
 
     def _decode_step(self, bucket: int, num_sms: int) -> None:
         arena = self._arena

@@ -26,7 +26,7 @@ from colocate.device.cuda.backend import Backend
 from colocate.device.cuda.lane import Lane, Mark
 from colocate.errors import InvariantError
 from colocate.messages.sampling import SampleState
-from colocate.model.cuda.sampling import TABLE_ROW, table_row
+from colocate.model.cuda.sampling import TABLE_ROW, needs_host, table_row
 from colocate.model.cuda.state import DecodeState, SamplingTable
 from colocate.worker.executor import StandingRow
 from colocate.worker.packed_rows import RowKey
@@ -144,6 +144,7 @@ class Deltas:
 class _Seat:
     slot: int
     num_blocks: int
+    needs_host: bool
 
 
 class Seats:
@@ -173,6 +174,15 @@ class Seats:
             self._index = index
             self._deltas.put("index", 0, index)
 
+    def any_for_host(self, rows: Sequence[StandingRow]) -> bool:
+        """Whether the host draws for one of them. What a row asks for never changes: it is looked at as it joins."""
+        seats = self._seats
+        for row in rows:
+            seat = seats.get((row.request_id, row.incarnation))
+            if needs_host(row.sample, self._vocab_size) if seat is None else seat.needs_host:
+                return True
+        return False
+
     def restate(self, rows: Sequence[StandingRow]) -> None:
         """The device did not advance these rows: their tokens were drawn on the host."""
         for row in rows:
@@ -181,9 +191,10 @@ class Seats:
                 self._state(seat.slot, row)
 
     def clear(self) -> None:
-        """Nobody stands any more."""
+        """Nobody stands any more, and what was sent may not have arrived: whoever joins is stated anew."""
         for key in list(self._seats):
             self._leave(key)
+        self._index = []
 
     def send(self, lane: Lane) -> None:
         self._deltas.send(lane)
@@ -199,7 +210,7 @@ class Seats:
     def _join(self, row: StandingRow) -> int:
         if row.num_ahead or not self._free:
             raise InvariantError(f"row {row.request_id} joins with {row.num_ahead} steps ahead, {len(self._free)} free")
-        seat = _Seat(self._free.pop(), 0)
+        seat = _Seat(self._free.pop(), 0, needs_host(row.sample, self._vocab_size))
         self._seats[row.request_id, row.incarnation] = seat
         record = table_row(SampleState(row.sample.params, row.position), self._vocab_size)
         places = self._record_first + seat.slot * self._record_stride

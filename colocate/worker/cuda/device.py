@@ -152,6 +152,7 @@ class CudaDevice:
         lanes: list[Lane] = [self._partition.lane_of(share) for share in self._shares_to_warm()]
         self._announce("warm-up", "decode steps")
         with device_lost_raised(), torch.inference_mode():
+            self._backend.settle()
             decode.graphs.warm(lanes)
             if self._is_first:
                 decode.graphs.capture_all(lanes, lambda detail: self._announce("graphs", detail))
@@ -173,6 +174,7 @@ class CudaDevice:
 
     def _on_each_share(self, work: Callable[[], None]) -> None:
         with device_lost_raised():
+            self._backend.settle()
             for share in self._shares_to_warm():
                 self._partition.apply(share)
                 work()

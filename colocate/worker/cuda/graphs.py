@@ -10,18 +10,26 @@ graph behind, at most one in `_EVERY_STEPS` steps. That step's successor then wa
 milliseconds: a pass of the host over all launches), which is why it is not done for each of them. Capturing in pauses
 would cost nobody anything, but a restart under load has none.
 
+A capture that the driver refuses, for want of memory or because something in a step cannot be captured, is the last:
+what is not captured by then runs eagerly, which is slower and not wrong. A failed capture may leave torch's pool of
+that lane unusable, so none is tried again.
+
 Memory is read from the device around each capture. Another process that allocates meanwhile is counted here, too: the
 bound errs to the safe side.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
+from colocate.device.cuda.device_lost import is_device_lost
+from colocate.device.cuda.driver import CudaError
 from colocate.device.cuda.lane import Graph, Lane
 from colocate.errors import InvariantError
 
 _EVERY_STEPS = 16
+_log = logging.getLogger(__name__)
 
 
 def buckets_for(max_num_seqs: int) -> tuple[int, ...]:
@@ -88,17 +96,29 @@ class DecodeGraphs:
             if not self._limit_bytes or self.num_bytes >= self._limit_bytes:
                 announce(f"{done}/{len(wanted)}, the rest runs eagerly")
                 return
-            self._capture(lane, bucket)
+            if not self._capture(lane, bucket):
+                announce(f"{done}/{len(wanted)}, a capture failed, the rest runs eagerly")
+                return
             announce(f"{done + 1}/{len(wanted)}")
 
     def capture_while_serving(self) -> None:
         """From here on, instead of `capture_all`."""
         self._captures_while_serving = self._limit_bytes > 0
 
-    def _capture(self, lane: Lane, bucket: int) -> None:
+    def _capture(self, lane: Lane, bucket: int) -> bool:
+        """False where it was refused. Raises CudaError where the device is lost."""
         before = self._used_bytes()
-        self._graphs[lane, bucket] = lane.capture(lambda: self._step(bucket, lane.num_sms))
+        try:
+            graph = lane.capture(lambda: self._step(bucket, lane.num_sms))
+        except CudaError as error:
+            if is_device_lost(error):
+                raise
+            _log.warning("decode steps of %d rows on %d SMs run eagerly: %s", bucket, lane.num_sms, error)
+            self._captures_while_serving = False
+            return False
+        self._graphs[lane, bucket] = graph
         self._eager_since_capture = 0
         self.num_bytes += max(0, self._used_bytes() - before)
         if self.num_bytes >= self._limit_bytes:
             self._captures_while_serving = False
+        return True

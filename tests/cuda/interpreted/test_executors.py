@@ -324,3 +324,14 @@ def test_a_faulted_device_passes_through_the_loop(gpu: Gpu) -> None:
     with pytest.raises(DeviceLost):
         bench.turn(2)
     bench.close()
+
+
+def test_steps_are_waited_for_when_the_share_in_force_is_empty_by_then(gpu: Gpu) -> None:
+    """Else their blocks would be given away while they still write."""
+    served = Served(gpu, (6,), [greedy(12)])
+    decode = gpu.decode()
+    decode.launch([cpu_row(served, 0)], 1)
+    gpu.partition.apply(())
+    gpu.driver.fault()
+    with pytest.raises(DeviceLost):
+        decode.abandon()
