@@ -37,7 +37,12 @@ HELP: dict[str, tuple[str, str, str]] = {
     "attention_backend": (
         MODEL_PANEL,
         "NAME",
-        "GPU: auto (by phase, from a measured table), triton, or flashinfer (prefill only).",
+        "GPU: auto (from --attention-table, else triton), triton, or flashinfer (prefill only).",
+    ),
+    "attention_table": (
+        MODEL_PANEL,
+        "FILE",
+        "GPU: what benchmarks/gpu_suite.py measured of attention kernels here, for auto to choose by.",
     ),
     "enforce_eager": (MODEL_PANEL, "", "GPU: launch every kernel of a decode step by itself instead of one graph."),
     "deterministic": (MODEL_PANEL, "", "Same tokens whatever the batch, plan or worker; somewhat slower."),

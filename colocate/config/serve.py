@@ -31,6 +31,7 @@ class ModelConfigSection:
     max_model_len: int | None = None  # None: the model's own
     load_format: LoadFormat = "auto"  # "dummy": random weights of the right shapes, for measurements
     attention_backend: AttentionBackend = "auto"  # CUDA
+    attention_table: str | None = None  # CUDA: measured seconds that "auto" chooses by; None: triton
     enforce_eager: bool = False  # CUDA: no graphs
     deterministic: bool = False  # reductions independent of batch, plan and phase
     seed: int = 0

@@ -89,6 +89,18 @@ class KernelTable:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(str(path), f"is not a table of kernels: {error!r}", MEASURE_AGAIN) from None
 
+    @staticmethod
+    def load_for(path: Path, device: str, config: ModelConfig, dtype: str) -> KernelTable:
+        """Raises ConfigError also for a table of another device or of other heads: its seconds say nothing here."""
+        table = KernelTable.load(path)
+        if table.device != device:
+            raise ConfigError(str(path), f"was measured on {table.device!r}, this is {device!r}", MEASURE_AGAIN)
+        if not table.fits(config, dtype):
+            measured = f"{table.num_heads}/{table.num_kv_heads} heads of {table.head_dim} in {table.dtype}"
+            here = f"{config.num_heads}/{config.num_kv_heads} of {config.head_dim} in {dtype}"
+            raise ConfigError(str(path), f"was measured for {measured}, the model has {here}", MEASURE_AGAIN)
+        return table
+
 
 def _table(values: dict[str, Any]) -> KernelTable:
     timings = []

@@ -30,6 +30,7 @@ from colocate.messages.prefill import PrefillBatch, PrefillRow
 from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.messages.spec import ProcessSpec
 from colocate.model.config import load_model_config
+from colocate.model.cuda.kernel_table import KernelTable
 from colocate.transport.board import Board
 from colocate.types import Role
 from colocate.worker.cuda.attach import attach_cuda
@@ -126,7 +127,12 @@ class CudaDevice:
             max_tokens=max_tokens,
             max_rows=spec.config.scheduler.max_num_seqs,
             attention=spec.config.model.attention_backend,
+            prefers=self._preferred_kernels(),
         )
+
+    def _preferred_kernels(self) -> KernelTable | None:
+        path, model, device = self._spec.config.model.attention_table, self._config, self._spec.facts.device_name
+        return None if path is None else KernelTable.load_for(Path(path), device, model, self._spec.facts.dtype)
 
     def _prefill(self, gpu: GpuModel) -> CudaPrefillExecutor:
         from colocate.worker.cuda.prefill import CudaPrefillExecutor

@@ -16,6 +16,7 @@ from colocate.messages.sampling import SampleState
 from colocate.messages.spec import RuntimeFacts
 from colocate.model.config import ModelConfig
 from colocate.model.cuda.attention import attention_for
+from colocate.model.cuda.kernel_table import KernelTable
 from colocate.model.cuda.model import CudaModel
 from colocate.model.cuda.rotary import rotary_table
 from colocate.model.cuda.sampling import needs_host
@@ -42,6 +43,7 @@ class GpuModel:
         max_tokens: int,
         max_rows: int,
         attention: AttentionBackend = "auto",
+        prefers: KernelTable | None = None,
     ) -> None:
         self.backend = backend
         self.partition = partition
@@ -56,7 +58,7 @@ class GpuModel:
             config,
             map_weights(WeightLayout.of(config, facts.dtype), weights),
             pool,
-            attention_for(config, pool, max_rows=max_rows, max_tokens=max_tokens, backend=attention),
+            attention_for(config, pool, max_rows=max_rows, max_tokens=max_tokens, backend=attention, prefers=prefers),
             max_tokens=max_tokens,
             max_rows=max_rows,
             rotary=rotary_table(config, facts.max_model_len, backend.torch_device),

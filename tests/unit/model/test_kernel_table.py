@@ -73,6 +73,16 @@ def test_a_damaged_table_names_its_file(tmp_path: Path, damage: str) -> None:
         KernelTable.load(path)
 
 
+def test_a_table_of_another_device_or_model_is_refused(tmp_path: Path) -> None:
+    path, config = tmp_path / "table.json", heads_config(32, 8, 128, [None])
+    _TABLE.dump(path)
+    assert KernelTable.load_for(path, "NVIDIA H200", config, "bfloat16") == _TABLE
+    with pytest.raises(ConfigError, match="measured on 'NVIDIA H200', this is 'NVIDIA H100'"):
+        KernelTable.load_for(path, "NVIDIA H100", config, "bfloat16")
+    with pytest.raises(ConfigError, match="32/8 heads of 128 in bfloat16, the model has 28/4 of 128"):
+        KernelTable.load_for(path, "NVIDIA H200", heads_config(28, 4, 128, [None]), "bfloat16")
+
+
 def test_flashinfer_that_cannot_run_is_refused_with_the_remedy() -> None:
     config = heads_config(2, 1, 64, [None])
     world = PagedWorld.make(config, [3], block_size=16, dtype=torch.bfloat16)
