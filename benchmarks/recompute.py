@@ -1,6 +1,6 @@
 """Recompute a run's figures from its raw rows, with nothing but the standard library, and compare.
 
-    colocate report RUN                      # writes RUN/figures.json
+    colocate bench --out RUN                 # writes RUN/figures.json
     python benchmarks/recompute.py RUN [RUN ...]
 
 Takes only the targets from figures.json; shares no code with colocate. Exits 1 if a figure differs by more than
@@ -43,7 +43,7 @@ def recompute(run, told):
     last = facts["elapsed_s"] if facts["concurrency"] is None else -math.inf  # what was due later, nobody offered
     per_s = 1 / (end - start) if end > start else math.nan
     rows = [row for row in every if row["phase"] == "measured"]
-    rows = [row for row in rows if row["outcome"] != "not_sent" or row["scheduled_s"] <= last]
+    rows = [row for row in rows if row["outcome"] != "not_sent" or row["scheduled_s"] < last]
     slos = {slo["name"]: slo for slo in told["classes"]}
     slo_of = [
         slos.get(row.get("slo_class") or told["default_class"], slos.get(told["default_class"], {})) for row in rows

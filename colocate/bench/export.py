@@ -90,6 +90,20 @@ def write_table(path: Path, lines: Sequence[Line], format: Format) -> None:
         ) from None
 
 
+def export_runs(folder: Path, runs: Sequence[Run], figures: Sequence[RunFigures], format: Format) -> list[Path]:
+    """FOLDER/figures.FORMAT with a line per run, FOLDER/requests.FORMAT with a line per request of every run, each
+    headed by its run's id, arm and seed. Raises ConfigError as write_table does, and where classes cannot be read."""
+    paths = [folder / f"figures.{format}", folder / f"requests.{format}"]
+    requests: list[Line] = []
+    for run in runs:
+        facts = run.manifest
+        head: Line = {"run_id": facts.run_id, "arm": facts.arm, "seed": facts.seed}
+        requests += [head | line for line in request_lines(run)]
+    for path, lines in zip(paths, (figure_lines(figures), requests), strict=True):
+        write_table(path, lines, format)
+    return paths
+
+
 def _csv(columns: Sequence[str], lines: Sequence[Line]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -38,6 +38,7 @@ from colocate.bench.records import RequestRow, RunStatus
 from colocate.bench.slo_library import DefinitionFigure, evaluate, published_definitions
 from colocate.bench.statistics import Comparison, Interval, Proportion, proportion
 from colocate.config.slo import SloClass, parse_slo_classes
+from colocate.errors import ConfigError
 
 __all__ = [
     "ArmComparison",
@@ -231,8 +232,14 @@ def attainment_at_scales(
 
 
 def write_figures(folder: Path, figures: RunFigures) -> Path:
-    """FOLDER/figures.json, whole or not at all. benchmarks/recompute.py checks it against the rows."""
+    """FOLDER/figures.json, whole or not at all. benchmarks/recompute.py checks it against the rows. Raises ConfigError
+    where it cannot be written."""
     path = folder / FIGURES_FILE
     unfinished = path.with_suffix(".json.part")
-    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
-    return unfinished.replace(path)
+    try:
+        unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=2) + b"\n")
+        return unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        problem = f"cannot be written: {error.strerror}"
+        raise ConfigError(str(path), problem, "make space, or check the folder's permissions") from None

@@ -12,7 +12,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from colocate.bench.figures import RunFigures, run_figures
+from colocate.bench.figures import RunFigures, run_figures, write_figures
 from colocate.bench.metrics.distribution import Distribution
 from colocate.bench.plan import BenchPlan, Endpoint
 from colocate.bench.read import read_run
@@ -220,9 +220,10 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def show(folder: Path, console: Console) -> RunFigures:
-    """The figures of a run folder, read back from it."""
+    """The figures of a run folder, read back from it, and written beside it for `benchmarks/recompute.py`."""
     run = read_run(folder)
     figures, manifest = run_figures(run), run.manifest
+    write_figures(folder, figures)
     load = f"{manifest.concurrency} in flight" if manifest.concurrency else f"{manifest.offered_rate or 0:.2f}/s"
     console.print(
         f"{manifest.target.system} {manifest.target.version}, model {manifest.target.model}; load {manifest.workload}, "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from colocate.bench.export import figure_lines, request_lines, write_table
+from colocate.bench.export import export_runs, figure_lines, request_lines, write_table
 from colocate.bench.figures import run_figures
 from colocate.bench.records import Stages
 from colocate.errors import ConfigError
@@ -49,6 +49,16 @@ def test_figures_as_csv(tmp_path: Path) -> None:
     assert float(first["attainment.value"]) == pytest.approx(1 / 3)
     assert float(first["stages.queue_s.mean"]) == 0.05 and second["stages.queue_s.mean"] == ""
     assert first["attainment_by_definition.muxwise-8b.is_met"] == "True"
+
+
+def test_a_sweep_as_two_tables(tmp_path: Path) -> None:
+    other = run([row(0, 2.0, (2.1,))], run_id="s", arm="b", seed=3)
+    paths = export_runs(tmp_path, [MADE, other], [run_figures(MADE), run_figures(other)], "csv")
+    assert [path.name for path in paths] == ["figures.csv", "requests.csv"]
+    with paths[1].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["run_id"] for line in lines] == ["r"] * 4 + ["s"]
+    assert (lines[-1]["arm"], lines[-1]["seed"], lines[-1]["good"]) == ("b", "3", "True")
 
 
 def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def window(manifest: RunManifest) -> Window:
 
 def offered(run: Run) -> list[RequestRow]:
     """Every row of phase `measured`, each once. Nobody offered what was due after a run was cut or where there was no
-    server (`not_sent`, scheduled after elapsed_s; a whole run has no such row), nor what a closed loop did not come to:
+    server (`not_sent`, not due before elapsed_s; a whole run has no such row), nor what a closed loop did not come to:
     these are left out."""
     manifest = run.manifest
     is_closed_loop = manifest.concurrency is not None
@@ -44,5 +44,5 @@ def offered(run: Run) -> list[RequestRow]:
         row
         for row in run.rows
         if row.phase == "measured"
-        and not (row.outcome == "not_sent" and (is_closed_loop or row.scheduled_s > manifest.elapsed_s))
+        and not (row.outcome == "not_sent" and (is_closed_loop or row.scheduled_s >= manifest.elapsed_s))
     ]
