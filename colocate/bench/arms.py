@@ -29,6 +29,7 @@ from colocate.bench.statistics import (
     compare_draws,
     count_draws,
     over_runs,
+    pick_both,
     pick_seeds,
     proportion,
     quantiles_at,
@@ -143,17 +144,16 @@ def compare_arms(
     runs_a: Sequence[Run], runs_b: Sequence[Run], promises: Promises, rule: Denominator = OURS, *, seed: int = 0
 ) -> ArmComparison:
     """Runs of two arms at one rate that say something. Where seeds are common to both, those are compared, in pairs."""
-    a, b = _paired(runs_a, runs_b)
+    a, b, is_paired = _paired(runs_a, runs_b)
     rows_a, rows_b = [offered(run) for run in a], [offered(run) for run in b]
     counts_a, counts_b = counts(rows_a, promises, rule), counts(rows_b, promises, rule)
     lengths_a, lengths_b = ([window(run.manifest).length_s for run in runs] for runs in (a, b))
     latencies = {
-        name: tuple(compare(_values(rows_a, name), _values(rows_b, name), quantiles_at(*_SHARES), seed=seed))
-        for name in LATENCIES
+        name: _compare_latency(_values(rows_a, name), _values(rows_b, name), is_paired, seed) for name in LATENCIES
     }
     return ArmComparison(
-        attainment=_compare_counts(counts_a, counts_b, counts_a[1], counts_b[1], seed),
-        goodput_per_s=_compare_counts(counts_a, counts_b, lengths_a, lengths_b, seed),
+        attainment=_compare_counts(counts_a, counts_b, counts_a[1], counts_b[1], is_paired, seed),
+        goodput_per_s=_compare_counts(counts_a, counts_b, lengths_a, lengths_b, is_paired, seed),
         **latencies,
     )
 
@@ -198,15 +198,22 @@ def _compare_counts(
     b: tuple[tuple[int, ...], tuple[int, ...]],
     per_a: Sequence[float],
     per_b: Sequence[float],
+    is_paired: bool,
     seed: int,
 ) -> Comparison:
     if not sum(per_a) or not sum(per_b):
         return NO_COMPARISON
     rng = np.random.default_rng(seed)
-    picks_a = pick_seeds(len(per_a), rng)
-    picks_b = picks_a if len(per_a) == len(per_b) else pick_seeds(len(per_b), rng)
+    picks_a, picks_b = pick_both(len(per_a), len(per_b), is_paired, rng)
     draws = count_draws(*a, per_a, picks_a, rng), count_draws(*b, per_b, picks_b, rng)
     return compare_draws(sum(a[0]) / sum(per_a), sum(b[0]) / sum(per_b), *draws, min(len(per_a), len(per_b)))
+
+
+def _compare_latency(
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], is_paired: bool, seed: int
+) -> tuple[Comparison, ...]:
+    found = tuple(compare(a, b, quantiles_at(*_SHARES), is_paired=is_paired, seed=seed))
+    return found if len(found) == len(_SHARES) else (NO_COMPARISON,) * len(_SHARES)
 
 
 def _values(rows: Sequence[Sequence[RequestRow]], name: Latency) -> list[list[float]]:
@@ -219,9 +226,10 @@ def _percentiles(rows: Sequence[Sequence[RequestRow]], name: Latency, seed: int)
     return Percentiles(*found) if len(found) == len(_SHARES) else Percentiles(found[0], found[0], found[0])
 
 
-def _paired(runs_a: Sequence[Run], runs_b: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+def _paired(runs_a: Sequence[Run], runs_b: Sequence[Run]) -> tuple[list[Run], list[Run], bool]:
     a, b = (sorted(filter(says_something, runs), key=lambda run: run.manifest.seed) for runs in (runs_a, runs_b))
     common = {run.manifest.seed for run in a} & {run.manifest.seed for run in b}
     if not common:
-        return a, b
-    return [run for run in a if run.manifest.seed in common], [run for run in b if run.manifest.seed in common]
+        return a, b, False
+    a, b = ([run for run in runs if run.manifest.seed in common] for runs in (a, b))
+    return a, b, len(a) == len(b)  # a run that was repeated with its seed has no partner

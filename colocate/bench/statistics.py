@@ -112,11 +112,13 @@ def count_draws(
     good: Sequence[int], of: Sequence[int], per: Sequence[float], picks: NDArray[np.int64], rng: np.random.Generator
 ) -> Values:
     """Good requests per `per` of each draw, [draws]: with per = of an attainment, with per = seconds a goodput. To
-    draw n requests with replacement, of which k are good, is to draw the number of good ones from Binomial(n, k/n)."""
+    draw n requests with replacement, of which k are good, is to draw the number of good ones from Binomial(n, k/n). A
+    draw of seeds that have nothing to divide by counts as zero: nothing was kept there."""
     num_offered = np.asarray(of, dtype=np.int64)
     shares = np.asarray(good) / np.maximum(num_offered, 1)
     total = rng.binomial(num_offered[picks], shares[picks]).sum(axis=1)
-    return np.asarray(total / np.asarray(per, dtype=np.float64)[picks].sum(axis=1), dtype=np.float64)
+    divisor = np.asarray(per, dtype=np.float64)[picks].sum(axis=1)
+    return np.asarray(np.divide(total, divisor, out=np.zeros(len(picks)), where=divisor > 0), dtype=np.float64)
 
 
 def bounds(draws: Values) -> tuple[float, float]:
@@ -172,19 +174,36 @@ def compare_draws(a: float, b: float, draws_a: Values, draws_b: Values, num_seed
     return Comparison(difference, ratio, low > 0 or high < 0)
 
 
+def pick_both(
+    num_a: int, num_b: int, is_paired: bool, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Seeds of two arms. Paired: each draw takes the same places of both, which must hold the same seeds."""
+    picks_a = pick_seeds(num_a, rng)
+    return picks_a, picks_a if is_paired else pick_seeds(num_b, rng)
+
+
 def compare(
-    seeds_a: Sequence[Sequence[float]], seeds_b: Sequence[Sequence[float]], statistic: Statistic, *, seed: int = 0
+    seeds_a: Sequence[Sequence[float]],
+    seeds_b: Sequence[Sequence[float]],
+    statistic: Statistic,
+    *,
+    is_paired: bool = True,
+    seed: int = 0,
 ) -> list[Comparison]:
-    """Each figure of the statistic, A against B. Both must hold the same seeds in the same order for a paired
-    comparison (each draw takes the same seeds of both, which share their arrivals); with another number of seeds the
-    two are drawn apart."""
+    """Each figure of the statistic, A against B. Paired: both hold the same seeds in the same order, and each draw
+    takes the same seeds of both, which share their arrivals; another number of seeds cannot be paired. Seeds without
+    values (of either, where they are paired) are left out; without any, one Comparison of None."""
     a = [np.asarray(values, dtype=np.float64) for values in seeds_a]
     b = [np.asarray(values, dtype=np.float64) for values in seeds_b]
-    if not a or not b or not all(map(len, a + b)):
+    is_paired = is_paired and len(a) == len(b)
+    if is_paired:
+        both = [(of_a, of_b) for of_a, of_b in zip(a, b, strict=True) if len(of_a) and len(of_b)]
+        a, b = [of_a for of_a, _ in both], [of_b for _, of_b in both]
+    a, b = [values for values in a if len(values)], [values for values in b if len(values)]
+    if not a or not b:
         return [NO_COMPARISON]
     rng = np.random.default_rng(seed)
-    picks_a = pick_seeds(len(a), rng)
-    picks_b = picks_a if len(a) == len(b) else pick_seeds(len(b), rng)
+    picks_a, picks_b = pick_both(len(a), len(b), is_paired, rng)
     draws_a, draws_b = cluster_draws(a, statistic, picks_a, rng), cluster_draws(b, statistic, picks_b, rng)
     found_a, found_b = (statistic(np.concatenate(values)[None, :])[0] for values in (a, b))
     num_seeds = min(len(a), len(b))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from colocate.bench.arms import arm_figures, attainment_interval, compare_arms
 from colocate.bench.goodput import RatePoint, compare_goodput, crossing, goodput_at, min_requests
 from colocate.bench.metrics.attainment import Promises
+from colocate.bench.metrics.denominators import DENOMINATORS
 from colocate.bench.read import Run
 from colocate.bench.statistics import (
     Interval,
@@ -112,11 +113,13 @@ def test_comparison_of_paired_seeds_sees_what_unpaired_ones_hide() -> None:
     (paired,) = compare(a, b, means)
     assert paired.difference.value == pytest.approx(-0.2) and paired.is_resolved
     assert (paired.ratio.high or 9) < 1.0
-    (unpaired,) = compare(a, [*b, b[1]], means)
+    (unpaired,) = compare(a, b, means, is_paired=False)
     assert not unpaired.is_resolved
     (same,) = compare(a, a, means)
     assert same.difference.value == 0.0 and not same.is_resolved
-    assert compare(a, [], means)[0].difference.value is None
+    (without,) = compare([*a, []], [*b, [5.0]], means)
+    assert without.difference.value == pytest.approx(-0.2) and without.difference.num_seeds == 3
+    assert compare(a, [[], [], []], means)[0].difference.value is None
 
 
 def test_requests_that_a_target_needs() -> None:
@@ -226,7 +229,19 @@ def test_two_arms_are_compared_over_the_seeds_they_share() -> None:
     assert found.ttft_s[0].difference.value == pytest.approx(-0.15)
     assert found.attainment.is_resolved and found.goodput_per_s.is_resolved
     assert not found.itl_p99_s[0].is_resolved or (found.itl_p99_s[0].difference.value or 0) > 0
-    assert compare_arms(arm("a", 0.1, (1,)), [], CHAT).attainment.difference.value is None
+    apart = compare_arms(arm("a", 0.1, (1, 2)), arm("b", 0.25, (3, 4)), CHAT)
+    assert apart.ttft_s[0].difference.value == pytest.approx(-0.15, abs=0.02)
+    nothing = compare_arms(arm("a", 0.1, (1,)), [], CHAT)
+    assert nothing.attainment.difference.value is None and len(nothing.e2e_s) == 3
+
+
+def test_a_seed_with_nothing_to_divide_by_keeps_intervals_finite() -> None:
+    failed = run([row(i, 2.0, outcome="failed") for i in range(120)], arm="split", seed=2, status="failed")
+    found = arm_figures([*arm("split", 0.1, (1,)), failed], CHAT, DENOMINATORS["vllm"])
+    assert (found.attainment.value, found.attainment.low, found.offered) == (1.0, 0.0, (120, 0))
+    against = compare_arms([*arm("a", 0.1, (1,)), failed], arm("b", 0.25, (1, 2)), CHAT, DENOMINATORS["vllm"])
+    assert against.ttft_s[0].difference.num_seeds == 1 and not against.attainment.is_resolved
+    assert against.attainment.ratio.value is not None
 
 
 def _width(interval: Interval) -> float:
