@@ -62,9 +62,9 @@ def attainment_text(figures: ArmFigures) -> str:
 def _cell(runs: Sequence[Run]) -> Text:
     if not runs:
         return Text("-", style="dim")
-    if all(run.status == "failed" for run in runs):
-        return Text("failed", style="red")
     figures = _figures(runs, valid_only=False)
+    if not figures.num_offered:
+        return Text("failed", style="red")
     marked = any(run.status != "valid" for run in runs)
     return Text(attainment_text(figures) + (" !" if marked else ""), style="yellow" if marked else "")
 

@@ -14,18 +14,17 @@ ResultOf = Callable[[RunSpec], RunResult | None]
 
 def wanted_runs(plan: SweepPlan, result_of: ResultOf) -> list[RunSpec]:
     """What can be run now, in order; empty once the sweep is done. Of a list of rates everything that is missing, of a
-    search one round: each arm's next point."""
+    search one round: each arm's next point. A sweep that was cut off has the same order as one that was not."""
     if plan.search is None:
         specs = every_run([arm.name for arm in plan.arms], plan.rates, plan.seeds)
-        missing = [spec for spec in specs if result_of(spec) is None]
-        return by_server(missing, plan.order_seed) if plan.keep_server else interleaved(missing, plan.order_seed)
-    missing = []
+        ordered = by_server(specs, plan.order_seed) if plan.keep_server else interleaved(specs, plan.order_seed)
+        return [spec for spec in ordered if result_of(spec) is None]
+    probes: list[RunSpec] = []
     for arm in plan.arms:
         step = next_of(plan, arm.name, result_of)
         if isinstance(step, Probe):
-            specs = _specs(plan, arm.name, step.level, step.part)
-            missing += [spec for spec in specs if result_of(spec) is None]
-    return interleaved_round(missing, plan.order_seed)
+            probes += _specs(plan, arm.name, step.level, step.part)
+    return [spec for spec in interleaved_round(probes, plan.order_seed) if result_of(spec) is None]
 
 
 def next_of(plan: SweepPlan, arm: str, result_of: ResultOf) -> Probe | Answer:
