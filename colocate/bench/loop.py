@@ -24,6 +24,7 @@ from colocate.workload.rows import WorkloadRow
 _SPIN_S = 0.0015  # timers of the event loop wake up to a millisecond late: the rest is waited for turn by turn
 _IDLE_S = 0.003  # with so much time until the next request, another prompt can be made
 _MOST_PREPARED = 256 << 20  # bytes of requests made before they are due
+_PREPARED_PER_SLOT = 16  # a closed loop may not come to most of its rows
 _REJECTED = (429, 503)
 
 
@@ -83,12 +84,19 @@ class LoadRun:
     def is_closed(self) -> bool:
         return self._plan.concurrency is not None
 
+    @property
+    def started_s(self) -> float:
+        """On the machine's monotonic clock, which its other processes share."""
+        return self._start_s
+
     def clock(self) -> float:
         return time.monotonic() - self._start_s
 
     async def prepare(self) -> None:
         """Make requests ahead, as many as memory allows."""
-        while self._may_prepare():
+        slots = self._plan.concurrency
+        most = len(self._rows) if slots is None else slots * _PREPARED_PER_SLOT
+        while self._may_prepare() and self._next_unprepared < most:
             self._prepare_next()
             if self._next_unprepared % 64 == 0:
                 await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import resource
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,8 +43,17 @@ def run_bench(plan: BenchPlan, *, quiet: bool = False) -> RunManifest:
     and status partial.
     """
     parse_slo_classes(plan.slo_classes, "--slo-class")
+    _allow_open_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_run(plan, quiet))
+
+
+def _allow_open_files() -> None:
+    """A request is a connection and so an open file: as many as this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -193,6 +203,7 @@ class _Measurement:
     def _client(self) -> dict[str, object]:
         plan, counts, target = self._plan, self._load.counts, self._target
         return {
+            "started_monotonic_s": self._load.started_s,
             "lateness_s": msgspec.to_builtins(counts.lateness()),
             "lateness_bound_s": plan.lateness_bound_s,
             "offered": counts.offered,

@@ -1,0 +1,198 @@
+"""Small parts of the bench client: commands without keys, addresses, other servers' metrics, text prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from colocate.bench.http import parse_url, request_bytes
+from colocate.bench.manifest import written_command
+from colocate.bench.plan import BenchPlan
+from colocate.bench.prompts import find_units
+from colocate.bench.watch import Totals, differences, read_series
+from colocate.cli.bench import Ask, bench_plan, class_text, slo_texts
+from colocate.config.slo import parse_slo_classes
+from colocate.errors import ConfigError
+from colocate.workload.recipe import Recipe
+from colocate.workload.rows import WorkloadRow, make_workload
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        (["/a/b/colocate", "bench", "--api-key", "k", "-x"], ("colocate", "bench", "--api-key", "***", "-x")),
+        (["colocate", "bench", "--api-key=k"], ("colocate", "bench", "--api-key=***")),
+        (
+            ["__main__.py", "bench", "--header", "Authorization=k"],
+            ("colocate", "bench", "--header", "Authorization=***"),
+        ),
+        (["colocate", "sweep", "--header=Authorization=k"], ("colocate", "sweep", "--header=Authorization=***")),
+    ],
+)
+def test_commands_are_written_without_keys(given: list[str], written: tuple[str, ...]) -> None:
+    assert written_command(given) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("localhost:8000", "http://localhost:8000"),
+        ("http://h:1/v1", "http://h:1"),
+        ("http://h:1/v1/", "http://h:1"),
+        ("http://h/proxy/v1", "http://h:80/proxy"),
+        ("http://[::1]:7", "http://[::1]:7"),
+        ("https://h", "https://h:443"),
+    ],
+)
+def test_addresses(text: str, url: str) -> None:
+    assert parse_url(text).url == url
+
+
+@pytest.mark.parametrize("text", ["ftp://h", "http://", "http://h:port", "http://h:99999"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_url(text)
+
+
+@pytest.mark.parametrize("header", [("a\r\nb", "c"), ("a", "b\nc"), ("", "c"), ("ä", "c")])
+def test_a_header_cannot_smuggle_another(header: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError):
+        request_bytes(parse_url("h:1"), "GET", "/", b"", dict([header]))
+
+
+METRICS = """# HELP vllm:num_requests_running x
+vllm:num_preemptions_total{engine="0",model_name="m"} 4.0
+vllm:num_preemptions_total{engine="1",model_name="m"} 3.0
+vllm:prompt_tokens_total{a="x y} z"} 1e3
+colocate_plan_residency_seconds_total{plan="p1d1"} 2.5
+no number
+bad{} NaN1
+"""
+
+
+def test_metrics_are_read_with_their_labels() -> None:
+    series = read_series(METRICS)
+    assert [value for _, value in series["vllm:num_preemptions_total"]] == [4.0, 3.0]
+    assert series["colocate_plan_residency_seconds_total"] == [({"plan": "p1d1"}, 2.5)]
+    assert "bad" not in series
+
+
+def test_figures_are_what_lies_between_two_looks() -> None:
+    before = Totals({"preemptions": 4.0, "switches": 9.0}, {"a": 1.0, "b": 2.0}, energy_j=10.0, cpu_s=1.0)
+    after = Totals({"preemptions": 7.0, "switches": 2.0, "new": 3.0}, {"a": 2.0, "b": 2.0, "c": 3.0}, 25.0, 3.5)
+    residency, figures = differences(before, after)
+    assert residency == {"a": 0.25, "c": 0.75}
+    # A counter that fell belongs to another life of the server.
+    assert figures == {"preemptions": 3.0, "new": 3.0, "energy_j": 15.0, "server_cpu_s": 2.5}
+
+
+@dataclass
+class _Merging:
+    """A tokenizer by rules: some words are two tokens, a text has `added` more."""
+
+    long_words: frozenset[str]
+    added: int
+    name: str = "rules"
+
+    async def count(self, text: str) -> int:
+        return self.added + sum(2 if word in self.long_words else 1 for word in text.split())
+
+
+@dataclass
+class _Bytes:
+    name: str = "bytes"
+
+    async def count(self, text: str) -> int:
+        return len(text.encode()) + 2
+
+
+async def test_units_are_the_words_of_one_token() -> None:
+    units, added = await find_units(_Merging(frozenset({"of", "world"}), 3))
+    assert added == 3
+    assert " of" not in units
+    assert " world" not in units
+    assert {" the", " and", " place"} <= set(units)
+
+
+async def test_a_tokenizer_of_bytes_gets_letters() -> None:
+    units, added = await find_units(_Bytes())
+    assert (added, set(map(len, units))) == (2, {1})
+
+
+async def test_a_tokenizer_without_units_is_refused() -> None:
+    class Odd:
+        name = "odd"
+
+        async def count(self, text: str) -> int:
+            return 1 + len(text) // 3
+
+    with pytest.raises(ConfigError, match="no short strings"):
+        await find_units(Odd())
+
+
+def test_classes_are_written_as_they_are_read() -> None:
+    texts = ("chat: ttft 300 ms, tpot 50 ms", "long: ttft 1 s, ttft_per_token 1.5 ms, itl 0.2 s", "batch: none")
+    classes = parse_slo_classes(texts, "test")
+    assert parse_slo_classes([class_text(each) for each in classes], "test") == classes
+    assert slo_texts((), ("ttft 1 s",)) == ("target: ttft 1000 ms",)
+    with pytest.raises(ConfigError, match="choose one of"):
+        slo_texts((), ("nobody",))
+
+
+def _ask(**more: object) -> BenchPlan:
+    recipe = {name: more.pop(name) for name in ("rates", "duration_s", "trace", "speed") if name in more}
+    lengths = () if "trace" in recipe else ("8/2",)
+    return bench_plan(Ask(url="h:1", recipe=Recipe(lengths=lengths, **recipe), **more))  # type: ignore[arg-type]
+
+
+def test_phases_come_on_top_of_what_is_measured() -> None:
+    plan = _ask(rates=(2.0,), duration_s=30.0, warmup_s=4.0, cooldown_s=1.0)
+    assert (plan.workload.duration_s, plan.warmup_s, plan.cooldown_s, plan.rate) == (35.0, 4.0, 1.0, 2.0)
+    assert _ask(rates=(2.0,)).workload.duration_s == 65.0
+
+
+def test_a_number_of_requests_is_exact() -> None:
+    assert len(_ask(rates=(3.0,), num_prompts=41).workload.rows) == 41
+    closed = _ask(concurrency=3, num_prompts=17)
+    assert len(closed.workload.rows) == 17
+    assert closed.warmup_s == 0
+
+
+def test_a_trace_is_offered_as_it_is(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0,5,2\n1,6,2\n2,7,2\n3,8,2\n")
+    assert [row.prompt_tokens for row in _ask(trace=trace).workload.rows] == [5, 6, 7, 8]
+    assert [row.arrival_s for row in _ask(trace=trace, speed=2.0).workload.rows] == [0, 0.5, 1, 1.5]
+    assert len(_ask(trace=trace, duration_s=1.5, warmup_s=0.0).workload.rows) == 2
+    assert len(_ask(trace=trace, concurrency=2).workload.rows) == 4
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"rates": (1.0,), "concurrency": 2},
+        {"rates": (1.0,), "duration_s": 5.0, "num_prompts": 3},
+        {"concurrency": 0, "num_prompts": 3},
+        {"concurrency": 2, "num_prompts": 3, "cooldown_s": 1.0},
+        {"rates": (1.0,), "num_prompts": 0},
+        {"rates": (1.0,), "endpoint": "embeddings"},
+        {"rates": (1.0,), "endpoint": "chat", "prompts": "ids"},
+        {"rates": (1.0,), "timeout_s": 0.0},
+        {"rates": (1.0,), "extra_body": "[1]"},
+        {"rates": (1.0,), "header": ("nothing",)},
+        {"rates": (1.0,), "default_slo_class": "x"},
+        {"rates": (1.0,), "slo_class": ("x: ttft 1",)},
+    ],
+)
+def test_contradictions_are_refused(more: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        _ask(**more)
+
+
+def test_phases_that_leave_nothing_are_refused() -> None:
+    load = make_workload("x", [WorkloadRow(0.0, 1, 1)], 3.0)
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        BenchPlan(url="h", workload=load, out=Path("x"), warmup_s=2.0, cooldown_s=1.0)
