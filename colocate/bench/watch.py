@@ -60,7 +60,7 @@ class Totals:
 
 @dataclass(slots=True)
 class Watcher:
-    """Looks until it is cancelled. A look that fails leaves no sample; the server's rows tell of that."""
+    """Looks until it is cancelled. Of a server that does not answer, only what the machine tells is left."""
 
     target: Target
     clock: Callable[[], float]
@@ -89,7 +89,7 @@ class Watcher:
             sample = await (self._state() if self.target.system == "colocate" else self._metrics())
         except (HttpError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, ZeroDivisionError):
             self.num_failed += 1
-            return
+            sample = {}
         resident = await asyncio.to_thread(self._resident) if with_memory else None
         if resident is not None:
             self.peak_resident_bytes = max(self.peak_resident_bytes or 0, resident)
@@ -216,8 +216,8 @@ def _sum_of(series: Series, names: tuple[str, ...]) -> float | None:
 
 
 def listening_process(port: int) -> psutil.Process | None:
-    """The oldest process of this machine that listens there; None where it cannot be seen. Children may share the socket
-    of their daemon."""
+    """The oldest process of this machine that listens there (children may share their daemon's socket); None where it
+    cannot be seen."""
     sockets = _listening_sockets(port)
     holders = []
     for process in psutil.process_iter():

@@ -288,10 +288,12 @@ def simulate(
 @app.command(
     help="Offer a load to a server of OpenAI's API, this one or another, and write down what came of every request.",
     epilog="Open loop unless --concurrency is given: requests are sent on schedule whatever the server does. Exit "
-    "code: 0 a valid run, 1 one that is not, 2 something to mend, 130 interrupted; what was measured is kept in each case.",
+    "code: 0 a valid run, 1 one that is not, 2 something to mend, 130 interrupted; what was measured is always kept.",
 )
 def bench(
-    address: Annotated[str | None, typer.Argument(metavar="URL", help="Default: http://127.0.0.1:8000")] = None,
+    address: Annotated[
+        str | None, typer.Argument(metavar="URL", help="The server. [dim](http://127.0.0.1:8000)[/]")
+    ] = None,
     url: Annotated[
         str | None, typer.Option("--url", "--base-url", metavar="URL", help="The same.", rich_help_panel="Server")
     ] = None,

@@ -17,7 +17,7 @@ import pytest
 
 from colocate.bench.http import Address, exchange, request_bytes
 from colocate.bench.plan import BenchPlan
-from colocate.bench.records import RequestRow, RunManifest
+from colocate.bench.records import RequestRow, RunManifest, ServerSample
 from colocate.bench.run import run_bench
 from colocate.bench.stream import StreamSink
 from colocate.errors import ConfigError
@@ -429,3 +429,13 @@ def test_patterns_are_served_with_their_lengths(tmp_path: Path, pattern: str) ->
         sent = golden.runs()
     assert [len(each.prompt) for each in sent] == [row.prompt_tokens for row in load.rows]
     assert {row.outcome for row in _rows(tmp_path / "run")} == {"finished"}
+
+
+def test_memory_and_processor_time_of_a_local_server_are_noted(tmp_path: Path) -> None:
+    with golden_process(Script(delays_s=(0.05,))) as golden:
+        manifest = run_bench(_plan(golden, tmp_path / "run", _same(3)), quiet=True)
+    lines = (tmp_path / "run" / "server.jsonl").read_bytes().splitlines()
+    first = msgspec.json.decode(lines[0], type=ServerSample)
+    assert first.resident_bytes is not None
+    assert first.resident_bytes <= manifest.figures["peak_resident_bytes"]  # type: ignore[operator]
+    assert manifest.figures["server_cpu_s"] >= 0  # type: ignore[operator]
