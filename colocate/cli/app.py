@@ -700,6 +700,46 @@ def sweep(
     sys.exit(run_sweep(read_options(config, given, flags), Manner(resume, retry, estimate)))
 
 
+@app.command(
+    help="Make one self-contained page (and Markdown and JSON) of what bench and sweep wrote: the verdict in words, "
+    "then every figure with its interval. --compare holds two folders or two arms against each other."
+)
+def report(
+    results: Annotated[
+        list[Path] | None, typer.Argument(metavar="RESULTS...", help="Folders that bench or sweep has written.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="A folder, or a file that ends in .html, .md or .json. [dim](default report/)[/]"
+        ),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="html,md,json: which of them. [dim](default all)[/]")
+    ] = "",
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Two folders, or two arms of RESULTS: every figure's difference."),
+    ] = None,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SLO",
+            help="Judge by this instead: 'chat: ttft 300 ms, tpot 50 ms', or a published one, semi-pd-8b-sharegpt; "
+            "repeatable.",
+        ),
+    ] = None,
+    denominator: Annotated[
+        str, typer.Option(metavar="RULE", help="Whose denominator: colocate (offered), vllm, sglang, aiperf, ...")
+    ] = "colocate",
+    title: Annotated[str, typer.Option(metavar="TEXT", help="Heading of the page.")] = "",
+) -> None:
+    from colocate.cli.report import ReportAsk, run_report
+
+    ask = ReportAsk(tuple(results or ()), out, formats, compare, tuple(slo or ()), denominator, title)
+    sys.exit(run_report(ask))
+
+
 @app.command(help="Print the version.")
 def version() -> None:
     from colocate import __version__

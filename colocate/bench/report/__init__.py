@@ -1,0 +1,10 @@
+"""Reports from results: one model, three renderers.
+
+collect     folders to runs, points and arms
+verdict     who wins, and whether dynamic partitioning pays
+sections/   everything below the first screen
+comparison  A against B
+build       all of it into a ReportModel
+html, markdown, write (JSON)  the model as a file
+charts/     the model's charts as inline SVG
+"""

@@ -1,0 +1,1 @@
+"""Charts of a report as inline SVG. `style` is the one place for colours, dashes and sizes; `draw` picks by kind."""

@@ -1,0 +1,104 @@
+"""Share of the device against rate, and partition and scheduler apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from colocate.bench.report.collect import Evidence, attainment_of, split_of
+from colocate.bench.report.model import TARGET_SHARE, Arm, Cell, Column, HeatChart, Section, Table
+from colocate.bench.report.verdict import RATE, Curve, best
+from colocate.bench.report.words import listed, number, percent
+
+_CELLS = {
+    (False, False): "neither",
+    (True, False): "partition only",
+    (False, True): "scheduler only",
+    (True, True): "both",
+}
+
+
+def heat_section(evidence: Evidence) -> Section:
+    """Attainment over share x rate of the static plans."""
+    splits = sorted(
+        ((split[1], arm) for arm in evidence.arms if arm.group == "static" and (split := split_of(arm))),
+        key=lambda pair: pair[0],
+    )
+    rates = [rate for rate in evidence.rates if any(arm.name in evidence.at(rate) for _, arm in splits)]
+    if len(splits) < 2 or not rates:
+        text = f"A map of share against rate needs two static plans at least; there is {len(splits) or 'none'}."
+        return Section("share-map", "Share against rate", (text,))
+    z = tuple(
+        tuple(percent(attainment_of(at[arm.name])) if arm.name in (at := evidence.at(rate)) else None for rate in rates)
+        for _, arm in splits
+    )
+    best_of = []
+    for column, rate in enumerate(rates):
+        known = [(row[column], units) for row, (units, _) in zip(z, splits, strict=True) if row[column] is not None]
+        if known:
+            share, units = max(known)
+            best_of.append(f"{units} units at {rate:g} requests/s ({number(share)} %)")
+    chart = HeatChart("share-heat", "Requests within SLO, %, by units of decode and offered rate",
+                      f"Best share: {'; '.join(best_of)}.", "offered requests/s", "units of decode",
+                      tuple(f"{rate:g}" for rate in rates), tuple(str(units) for units, _ in splits), z)  # fmt: skip
+    lead = (f"Static plans only. The best share of decode by rate: {'; '.join(best_of)}.",)
+    return Section("share-map", "Share against rate", lead, (chart,))
+
+
+def ablation_section(evidence: Evidence, found: Mapping[str, Curve]) -> Section:
+    """Partition only, scheduler only, both: where the arms allow it."""
+    cells: dict[tuple[bool, bool], list[Curve]] = {key: [] for key in _CELLS}
+    for each in found.values():
+        parts = parts_of(each.arm)
+        if parts is not None:
+            cells[parts].append(each)
+    columns = (Column("what is on"), Column("best arm"), Column("goodput@90", RATE), Column("of neither", "%"))
+    chosen = {key: best(of) for key, of in cells.items()}
+    base = chosen[False, False]
+    rows = []
+    for key, name in _CELLS.items():
+        curve = chosen[key]
+        if curve is None:
+            rows.append((Cell(text=name), Cell(text="missing", tone="muted"), Cell(text="-"), Cell(text="-")))
+            continue
+        rate = curve.found.rate_per_s
+        below = f"below {number(curve.points[0].rate_per_s)}"
+        value = (
+            Cell(text=below, tone="bad")
+            if curve.is_below
+            else Cell(rate.value, rate.low, rate.high, "at least" if curve.is_open else "")
+        )
+        share = curve.value / base.value * 100 if base is not None and base.value and not curve.is_below else None
+        rows.append(
+            (Cell(text=name), Cell(text=curve.arm.name), value, Cell(text="-") if share is None else Cell(share))
+        )
+    missing = [name for key, name in _CELLS.items() if chosen[key] is None]
+    lead = [
+        "Partition: prefill and decode have shares of their own. Scheduler: the queue is not first come, first "
+        "served, or "
+        f"admission is throttled. Rows show the best arm of each kind; {TARGET_SHARE * 100:g}% of the requests "
+        "are good up to "
+        "its goodput."
+    ]
+    if missing:
+        lead.append(f"Missing: {listed(missing)}. Add arms such as {listed(_examples(missing))}.")
+    table = Table("ablation-table", "Partition and scheduler apart: the best arm of each kind.", columns, tuple(rows))
+    return Section("ablation", "Partition and scheduler apart", tuple(lead), (), (table,))
+
+
+def _examples(missing: Sequence[str]) -> list[str]:
+    arms = {
+        "neither": "shared",
+        "partition only": "slo+discipline=fcfs",
+        "scheduler only": "shared+discipline=edf",
+        "both": "slo+discipline=edf",
+    }
+    return [arms[name] for name in missing]
+
+
+def parts_of(arm: Arm) -> tuple[bool, bool] | None:
+    """Whether an arm of ours has a partition, and a scheduler; None of peers and chunked arms: they have one worker."""
+    if arm.group not in ("static", "shared", "dynamic"):
+        return None
+    settings = dict(zip(arm.flags, arm.flags[1:], strict=False))
+    scheduler = settings.get("--discipline", "fcfs") != "fcfs" or settings.get("--admission", "greedy") != "greedy"
+    return arm.group != "shared", scheduler
