@@ -66,10 +66,12 @@ class Answer(Protocol):
         """One SSE event."""
         ...
 
-    def usage_event(self, usage: Usage) -> bytes: ...
+    def closing(self, extra: dict[str, Any]) -> bytes:
+        """The last event: no choices, but what `extra` names (usage, stages)."""
+        ...
 
-    def whole(self, updates: list[Update], usage: Usage) -> bytes:
-        """The body of an answer that is not streamed; one update per choice, in order."""
+    def whole(self, updates: list[Update], extra: dict[str, Any]) -> bytes:
+        """The body of an answer that is not streamed; one update per choice, in order, and `extra`."""
         ...
 
 
@@ -157,13 +159,13 @@ class CompletionAnswer:
             "text_offset": text_offset,
         }
 
-    def usage_event(self, usage: Usage) -> bytes:
-        return _event({**self.context.head("text_completion"), "choices": [], "usage": usage.as_dict()})
+    def closing(self, extra: dict[str, Any]) -> bytes:
+        return _event({**self.context.head("text_completion"), "choices": [], **extra})
 
-    def whole(self, updates: list[Update], usage: Usage) -> bytes:
+    def whole(self, updates: list[Update], extra: dict[str, Any]) -> bytes:
         body = self.context.head("text_completion")
         body["choices"] = [self._choice(update) for update in updates]
-        body["usage"] = usage.as_dict()
+        body |= extra
         return orjson.dumps(body)
 
 
@@ -234,13 +236,13 @@ class ChatAnswer:
         raw = self.context.tokenizer.token_bytes(token_id)
         return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
-    def usage_event(self, usage: Usage) -> bytes:
-        return _event({**self.context.head("chat.completion.chunk"), "choices": [], "usage": usage.as_dict()})
+    def closing(self, extra: dict[str, Any]) -> bytes:
+        return _event({**self.context.head("chat.completion.chunk"), "choices": [], **extra})
 
-    def whole(self, updates: list[Update], usage: Usage) -> bytes:
+    def whole(self, updates: list[Update], extra: dict[str, Any]) -> bytes:
         body = self.context.head("chat.completion")
         body["choices"] = [self._message(update) for update in updates]
-        body["usage"] = usage.as_dict()
+        body |= extra
         if self.context.return_token_ids:
             body["prompt_token_ids"] = self.context.prompts[0]
         return orjson.dumps(body)

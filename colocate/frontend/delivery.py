@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,6 +18,7 @@ from colocate.frontend.errors import error_body
 from colocate.frontend.generation import Generation, Update
 from colocate.frontend.http_protocol import CONNECTION_KEY, Connection
 from colocate.frontend.request_log import log_finished
+from colocate.frontend.stages import stages_of
 from colocate.frontend.text_workers import TextWorkers
 from colocate.types import FinishReason
 
@@ -36,11 +38,13 @@ class Delivery:
     model: str
     keepalive_s: float
     include_usage: bool
+    tell_stages: bool = False
     _closed: bool = False
     _watch: asyncio.Task[None] | None = field(default=None)
 
     def start(self, receive: Receive) -> None:
         """Submit, and watch the client from now on. Raises Overloaded."""
+        self.generation.submitted_ns = time.monotonic_ns()
         self.client.submit(self.generation)
         self._watch = asyncio.get_running_loop().create_task(self._until_disconnect(receive))
 
@@ -60,6 +64,9 @@ class Delivery:
             sum(choice.num_cached_tokens for choice in firsts),
         )
 
+    def _stages(self) -> dict[str, Any]:
+        return {"stages": stages_of(self.generation, time.monotonic_ns()).as_dict()} if self.tell_stages else {}
+
     async def whole(self) -> Response:
         """Raises RequestError where the generation failed."""
         status = 500
@@ -70,8 +77,9 @@ class Delivery:
                 return Response(status_code=CLIENT_CLOSED)
             if self.generation.failure is not None:
                 raise self.generation.failure
-            updates, usage = [choice.take() for choice in self.generation.choices], self.usage()
-            body = await self._render(updates, lambda: self.answer.whole(updates, usage))
+            updates = [choice.take() for choice in self.generation.choices]
+            extra = {"usage": self.usage().as_dict(), **self._stages()}
+            body = await self._render(updates, lambda: self.answer.whole(updates, extra))
             status = 200
             return Response(body, media_type="application/json")
         except RequestError as error:
@@ -127,7 +135,9 @@ class Delivery:
                 await send({"type": "http.response.body", "body": body, "more_body": False})
                 return generation.failure.status
             if done:
-                body += (answer.usage_event(self.usage()) if self.include_usage else b"") + DONE
+                extra = {"usage": self.usage().as_dict()} if self.include_usage else {}
+                extra |= self._stages()
+                body += (answer.closing(extra) if extra else b"") + DONE
                 await send({"type": "http.response.body", "body": body, "more_body": False})
                 return 200
             await send({"type": "http.response.body", "body": body or KEEPALIVE, "more_body": True})
@@ -140,7 +150,11 @@ class Delivery:
         if self._watch is not None:
             self._watch.cancel()
         self.client.release(self.generation, FinishReason.ABORT if status == CLIENT_CLOSED else FinishReason.ERROR)
-        log_finished(self.request_id, self.model, self.generation, status, time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        stages = stages_of(self.generation, now_ns)
+        if status == 200 and stages.stream_s is not None:
+            self.generation.measures.stream_s.observe(stages.stream_s)
+        log_finished(self.request_id, self.model, self.generation, status, stages, now_ns)
 
 
 class EventStream(Response):

@@ -29,6 +29,7 @@ from colocate.frontend.prompts import Prompt, PromptReader
 from colocate.frontend.request_log import log_refused
 from colocate.frontend.schemas import ChatCompletionRequest, CompletionRequest
 from colocate.frontend.slo import RequestSlo, SloTable
+from colocate.frontend.stages import wants_stages
 from colocate.frontend.status import DaemonStatus
 from colocate.frontend.text_workers import TextWorkers
 from colocate.messages.client import Submit
@@ -160,6 +161,7 @@ class GenerateCalls:
             model=parsed.model,
             keepalive_s=self.http.keepalive_s,
             include_usage=include_usage,
+            tell_stages=wants_stages(request.headers),
         )
 
     def _generation(

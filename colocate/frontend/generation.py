@@ -211,6 +211,7 @@ class Choice:
         self.generation.measures.request_finished(
             reason,
             arrival_ns=self.submit.arrival_ns,
+            submitted_ns=self.generation.submitted_ns,
             first_ns=self._first_ns,
             last_ns=self._last_ns or now_ns,
             num_prompt_tokens=len(self.submit.prompt_token_ids),
@@ -268,6 +269,7 @@ class Generation:
         self.choices: list[Choice] = []
         self.failure: RequestError | None = None
         self.client_gone = False
+        self.submitted_ns = 0  # handed to the engine; 0 before
         self._buffer_bytes = buffer_bytes
         self._buffered_bytes = 0
         self._news: list[Choice] = []

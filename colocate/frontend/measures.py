@@ -21,9 +21,13 @@ class RequestMeasures:
     itl_s: Histogram = field(default_factory=lambda: Histogram(TOKEN_GAP_S))  # every gap between two tokens
     tpot_s: Histogram = field(default_factory=lambda: Histogram(TOKEN_GAP_S))  # mean gap after the first token
     e2e_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_S))
-    queue_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))  # arrival -> scheduled
+    tokenize_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))  # arrival -> submitted
+    queue_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))  # submitted -> scheduled
     prefill_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))  # scheduled -> first token
-    decode_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_S))  # first token -> finished
+    decode_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_S))  # first token -> last
+    stream_s: Histogram = field(
+        default_factory=lambda: Histogram(FIRST_TOKEN_S)
+    )  # last token -> sent; per HTTP request
     prompt_tokens: Histogram = field(default_factory=lambda: Histogram(NUM_TOKENS))
     output_tokens: Histogram = field(default_factory=lambda: Histogram(NUM_TOKENS))
     num_prompt_tokens: int = 0
@@ -47,6 +51,7 @@ class RequestMeasures:
         reason: FinishReason,
         *,
         arrival_ns: int,
+        submitted_ns: int,
         first_ns: int,
         last_ns: int,
         num_prompt_tokens: int,
@@ -62,7 +67,8 @@ class RequestMeasures:
         self.prompt_tokens.observe(num_prompt_tokens)
         self.output_tokens.observe(num_output_tokens)
         if times is not None and times.scheduled_ns:
-            self.queue_s.observe((times.scheduled_ns - times.arrival_ns) * NS)
+            self.tokenize_s.observe((submitted_ns - arrival_ns) * NS)
+            self.queue_s.observe(max(0, times.scheduled_ns - submitted_ns) * NS)
             if times.first_token_ns:
                 self.prefill_s.observe((times.first_token_ns - times.scheduled_ns) * NS)
                 # a stop string ends a request here: the engine has not said when it finished

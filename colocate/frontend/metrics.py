@@ -77,7 +77,11 @@ class ColocateCollector(Collector):
             ("inter_token_latency_seconds", "Each gap between two tokens of a request.", measures.itl_s),
             ("request_time_per_output_token_seconds", "Mean gap of a request after its first token.", measures.tpot_s),
             ("e2e_request_latency_seconds", "Arrival of the request to its last token.", measures.e2e_s),
-            ("request_queue_time_seconds", "Arrival of the request to its first prefill.", measures.queue_s),
+            ("request_tokenize_time_seconds", "Arrival of the request to its submission.", measures.tokenize_s),
+            ("request_queue_time_seconds", "Submission of the request to its first prefill.", measures.queue_s),
+            ("request_prefill_time_seconds", "First prefill of the request to its first token.", measures.prefill_s),
+            ("request_decode_time_seconds", "First token of the request to its last.", measures.decode_s),
+            ("request_stream_time_seconds", "Last token of an answer to its last byte.", measures.stream_s),
             ("request_prompt_tokens", "Prompt tokens of finished requests.", measures.prompt_tokens),
             ("request_generation_tokens", "Output tokens of finished requests.", measures.output_tokens),
         ):

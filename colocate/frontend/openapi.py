@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from colocate.frontend.slo import CLASS_HEADER, ITL_HEADER, MAX_TARGET_MS, MIN_TARGET_MS, TPOT_HEADER, TTFT_HEADER
+from colocate.frontend.stages import STAGES_HEADER, STAGES_VALUES
 
 _REF = "#/components/schemas/{model}"
 _ERROR_REF = {"$ref": "#/components/schemas/Error"}
@@ -98,7 +99,7 @@ def _document(app: FastAPI, models: list[type[BaseModel]], served: Served) -> di
         for operation in operations.values():
             operation["responses"] = _responses(path)
             if path in _GENERATION_PATHS:
-                operation.setdefault("parameters", []).extend(_slo_headers(served))
+                operation.setdefault("parameters", []).extend(_headers(served))
             if path.startswith("/control/"):
                 operation["security"] = [{"admin": []}]
     schemes = {"admin": {"type": "http", "scheme": "bearer", "description": "A key given as --admin-key."}}
@@ -109,13 +110,15 @@ def _document(app: FastAPI, models: list[type[BaseModel]], served: Served) -> di
     return document
 
 
-def _slo_headers(served: Served) -> list[dict[str, Any]]:
+def _headers(served: Served) -> list[dict[str, Any]]:
     target = {"type": "number", "minimum": MIN_TARGET_MS, "maximum": MAX_TARGET_MS}
     headers: list[tuple[str, dict[str, Any], str]] = [
         (TTFT_HEADER, target, "This request's own target for the first token."),
         (TPOT_HEADER, target, "This request's own target for the mean time per further token."),
         (ITL_HEADER, target, "This request's own target for the 99th percentile of its gaps between tokens."),
     ]
+    schema: dict[str, Any] = {"type": "string", "enum": list(STAGES_VALUES)}
+    headers.append((STAGES_HEADER, schema, "1: the answer tells in `stages` where the request spent its time."))
     if served.slo_classes:
         schema = {"type": "string", "enum": list(served.slo_classes)}
         headers.append((CLASS_HEADER, schema, "The request's SLO class."))

@@ -7,12 +7,17 @@ import structlog
 from colocate.errors import RequestError
 from colocate.frontend.generation import Generation
 from colocate.frontend.slo import GOOD, MISSED
+from colocate.frontend.stages import Stages
 
 _log = structlog.get_logger("colocate.request")
 
 
 def _ms(later_ns: int, earlier_ns: int) -> float | None:
     return round((later_ns - earlier_ns) / 1e6, 3) if later_ns and earlier_ns else None
+
+
+def _stage_ms(spent_s: float | None) -> float | None:
+    return None if spent_s is None else round(spent_s * 1e3, 3)
 
 
 def _verdict(kept: list[bool | None]) -> str | None:
@@ -26,13 +31,12 @@ def log_refused(request_id: str, path: str, error: RequestError) -> None:
     _log.info("request", request_id=request_id, path=path, status=error.status, error=error.message, param=error.param)
 
 
-def log_finished(request_id: str, model: str, generation: Generation, status: int, now_ns: int) -> None:
+def log_finished(request_id: str, model: str, generation: Generation, status: int, stages: Stages, now_ns: int) -> None:
     choices = generation.choices
     first_ns = min((choice.first_token_ns for choice in choices if choice.first_token_ns), default=0)
     arrival_ns = choices[0].submit.arrival_ns
     num_output = sum(choice.num_output_tokens for choice in choices)
     times = [choice.times for choice in choices if choice.times is not None]
-    scheduled_ns = min((entry.scheduled_ns for entry in times if entry.scheduled_ns), default=0)
     gaps = [
         (choice.last_token_ns - choice.first_token_ns) / (choice.num_output_tokens - 1) / 1e6
         for choice in choices
@@ -49,7 +53,11 @@ def log_finished(request_id: str, model: str, generation: Generation, status: in
         prompt_tokens=sum(len(choice.submit.prompt_token_ids) for choice in firsts),
         cached_tokens=sum(choice.num_cached_tokens for choice in firsts),
         output_tokens=num_output,
-        queue_ms=_ms(scheduled_ns, arrival_ns),
+        tokenize_ms=_stage_ms(stages.tokenize_s),
+        queue_ms=_stage_ms(stages.queue_s),
+        prefill_ms=_stage_ms(stages.prefill_s),
+        decode_ms=_stage_ms(stages.decode_s),
+        stream_ms=_stage_ms(stages.stream_s),
         ttft_ms=_ms(first_ns, arrival_ns),
         tpot_ms=round(sum(gaps) / len(gaps), 3) if gaps else None,
         e2e_ms=_ms(now_ns, arrival_ns),
