@@ -100,9 +100,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_facts() -> dict[str, object]:
+def git_facts(root: Path = Path(__file__).parents[2]) -> dict[str, object]:
     """Commit and whether the tree differs from it; empty outside a checkout."""
-    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return {}
     commit, changed = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")

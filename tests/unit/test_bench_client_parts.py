@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from colocate.bench.http import parse_url, request_bytes
-from colocate.bench.manifest import written_command
+from colocate.bench.manifest import git_facts, written_command
 from colocate.bench.plan import BenchPlan
 from colocate.bench.prompts import find_units
 from colocate.bench.watch import Totals, differences, read_series
@@ -60,6 +62,26 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 def test_a_header_cannot_smuggle_another(header: tuple[str, str]) -> None:
     with pytest.raises(ConfigError):
         request_bytes(parse_url("h:1"), "GET", "/", b"", dict([header]))
+
+
+def test_the_state_of_a_checkout_is_read_without_writing_to_it(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    file = tmp_path / "file"
+    file.write_text("a")
+    git("add", "file")
+    git("commit", "-qm", "x")
+    os.utime(file, (1, 1))  # plain `git status` would look again and note the new time in its index
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert git_facts(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    assert (tmp_path / ".git" / "index").read_bytes() == index
+    file.write_text("b")
+    assert git_facts(tmp_path)["dirty"] is True
+    assert git_facts(tmp_path / "nowhere") == {}
 
 
 METRICS = """# HELP vllm:num_requests_running x
