@@ -22,6 +22,7 @@ from colocate.errors import ConfigError
 LOG_VERSION = 2
 BIN32 = 0xC6  # MessagePack: bin with a 4-byte big-endian length
 FLUSH_BYTES = 1 << 16
+PIECE_BYTES = 1 << 20  # of a log that is read
 
 
 class LogHeader(Struct, frozen=True):
@@ -90,17 +91,17 @@ class LogRecords:
 
 
 def read_event_log(path: Path) -> tuple[LogHeader, LogRecords]:
-    """The header and the records. Raises ConfigError where the file is no event log or one of another version."""
+    """The header and the records, which are read as they are asked for. Raises ConfigError where the file is no event log or one of another version."""
     try:
-        data = path.read_bytes()
+        frames = _Frames(path)
+        first = next(frames, b"")
     except OSError as error:
         problem, remedy = f"cannot read the event log: {error.strerror}", "name a file that `serve --event-log` wrote"
         raise ConfigError(str(path), problem, remedy) from error
-    frames = _Frames(data)
     try:
-        header = msgspec.msgpack.decode(next(frames, b""), type=LogHeader)
+        header = msgspec.msgpack.decode(first, type=LogHeader)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        version = _version_of(data)
+        version = _version_of(first)
         if version is not None and version != LOG_VERSION:
             raise ConfigError(
                 str(path), f"log version {version}, this program reads {LOG_VERSION}", "use the version that wrote it"
@@ -116,34 +117,48 @@ def read_event_log(path: Path) -> tuple[LogHeader, LogRecords]:
 
 
 class _Frames:
-    """The whole values of a log's bytes, without their heads."""
+    """The whole values of a log, without their heads. Holds a piece of the file at a time, and no open file."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._offset = 0
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._path = path
+        self._offset = 0  # of what comes next
+        self._piece = b"" if path.is_file() else path.read_bytes()  # a pipe is read once, and whole
+        self._piece_at = 0
+        self._size = len(self._piece) or path.stat().st_size
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
-        data, start = self._data, self._offset + 5
-        if start > len(data):
+        start = self._offset + 5
+        if start > self._size:
             raise StopIteration
-        marker, length = struct.unpack_from(">BI", data, self._offset)
-        if marker != BIN32 or start + length > len(data):
+        marker, length = struct.unpack(">BI", self._bytes(self._offset, 5))
+        if marker != BIN32 or start + length > self._size:
             raise StopIteration
+        frame = self._bytes(start, length)
         self._offset = start + length
-        return data[start : self._offset]
+        return frame
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        at = offset - self._piece_at
+        if at + length > len(self._piece):
+            with self._path.open("rb") as file:
+                file.seek(offset)
+                self._piece = file.read(max(length, PIECE_BYTES))
+            self._piece_at, at = offset, 0
+        return self._piece[at : at + length]
 
     @property
     def num_left(self) -> int:
-        return len(self._data) - self._offset
+        return self._size - self._offset
 
 
-def _version_of(data: bytes) -> int | None:
+def _version_of(frame: bytes) -> int | None:
     """The version of a header whose other fields have changed since."""
     try:
-        header = msgspec.msgpack.decode(next(_Frames(data), b""))
+        header = msgspec.msgpack.decode(frame)
     except msgspec.DecodeError:
         return None
     version = header.get("version") if isinstance(header, dict) else None

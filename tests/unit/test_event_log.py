@@ -79,11 +79,12 @@ def test_the_check_holds_the_invariants_and_names_the_event(
 def test_a_changed_log_is_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "log"
     write_log(path)
-    header, records = read_event_log(path)
+    header, read = read_event_log(path)
+    records = list(read)
     writer = EventLogWriter(
         path, msgspec.structs.replace(header, settings=msgspec.structs.replace(SETTINGS, max_num_seqs=1))
     )
-    for record in list(records):
+    for record in records:
         writer.record(record.now_ns, record.event, msgspec.msgpack.decode(record.commands, type=list[Command]))
     writer.close()
     result = replay(path)
