@@ -71,8 +71,12 @@ class DecodeSide:
         request.move(Stage.READY, self._books.now_ns)
         self.ready[request.request_id] = request
 
-    def fill(self, prefilling: Container[RequestId]) -> None:
-        """Join whoever may join: everybody, or the one suspect on trial. `prefilling` are the requests in prefill."""
+    def fill(self, prefilling: Container[RequestId], is_prefill_busy: bool) -> None:
+        """Join whoever may join: everybody, or the one suspect on trial. `prefilling` are the requests in prefill.
+
+        Where both phases share their fate a trial waits for the forward that is under way, and the next one waits for
+        the trial: it must not be convicted of what somebody else's prompt did.
+        """
         if not self.online or not self.ready:
             return
         trial = self.suspects.trial
@@ -87,7 +91,7 @@ class DecodeSide:
             for request in list(self.rows.values()):
                 if request.stage is Stage.DECODING:
                     self.leave(request, AfterLeave.PARK)
-        else:
+        elif not (is_prefill_busy and self._books.settings.shares_fate):
             suspect = min(candidates, key=lambda request: request.order)
             self.suspects.trial = suspect.request_id
             self._join(suspect)

@@ -102,7 +102,7 @@ class Engine:
         self._handlers[type(event)](event)
         if self.decode.starved:
             self.decode.relieve(self._preempt_youngest)
-        self.decode.fill(self.prefill.running)
+        self.decode.fill(self.prefill.running, bool(self.prefill.batches))
         if len(self._met) == len(WORKER_ROLES):
             self._foresee()
             self.scheduler.schedule(self.decode.num_rows, bool(self.decode.starved), self.decode.rows)

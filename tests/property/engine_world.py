@@ -75,6 +75,7 @@ class World:
         self.incarnation = {Role.PREFILL: 0, Role.DECODE: 0}
         self.step = 0
         self.poison: set[int] = set()
+        self.is_gpu = settings.one_fate  # a poisoned kernel faults the device: both workers die, and KV is not trusted
         self.kv: dict[tuple[int, int], int] = {}  # (block, offset) -> what is written there
         self.is_hybrid = settings.mode == "chunked"
         self.words: dict[int, int] = {}  # plan words by sequence number
@@ -186,18 +187,33 @@ class World:
             return
         roles = (Role.PREFILL, Role.DECODE) if self.is_hybrid else (role,)
         for each in roles:
-            self.online[each] = False
-            if each is Role.PREFILL:
-                self.prefill_inbox.clear()
-                self.prefill_batches.clear()
-                self.cancelled.clear()
-            else:
-                self.decode_inbox.clear()
-                self.rows.clear()
+            self._bury(each)
         if not kv_trusted:
             self.kv.clear()
         dead = Role.HYBRID if self.is_hybrid else role
         self.handle(WorkerGone(dead, self.incarnation[role], "killed by the test", kv_trusted))
+
+    def poisoned(self, role: Role) -> None:
+        """A worker runs a poison request."""
+        if not self.is_gpu:
+            self.kill(role)
+            return
+        gone = [(each, self.incarnation[each]) for each in (Role.PREFILL, Role.DECODE) if self.online[each]]
+        for each, _ in gone:
+            self._bury(each)
+        self.kv.clear()
+        for each, incarnation in gone:  # both are reaped before the engine hears of either
+            self.handle(WorkerGone(each, incarnation, "killed by the test", False))
+
+    def _bury(self, role: Role) -> None:
+        self.online[role] = False
+        if role is Role.PREFILL:
+            self.prefill_inbox.clear()
+            self.prefill_batches.clear()
+            self.cancelled.clear()
+        else:
+            self.decode_inbox.clear()
+            self.rows.clear()
 
     def apply_plan(self) -> None:
         """Both workers put the plan word in force."""
@@ -247,7 +263,7 @@ class World:
             assert row.token_ids == self.sequence(row.request_id)[row.start : end]
             self.write(row.request_id, row.block_table, range(row.start, end))
         if any(row.request_id in self.poison for row in rows):
-            self.kill(Role.PREFILL)
+            self.poisoned(Role.PREFILL)
             return
         self.prefill_batches.popleft()
         done = [
@@ -277,7 +293,7 @@ class World:
         rows: list[StepRow] = []
         masked: list[tuple[int, int]] = []
         if any(request_id in self.poison for request_id, _ in self.rows):
-            self.kill(Role.DECODE)
+            self.poisoned(Role.DECODE)
             return
         for key, row in list(self.rows.items()):
             if row.context_len >= len(row.block_table) * self.block_size:

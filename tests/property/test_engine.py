@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -181,12 +183,19 @@ def test_a_prompt_that_has_begun_is_not_overtaken_for_ever(discipline: str) -> N
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.integers(2, 20)), min_size=2, max_size=6),
+    st.booleans(),
     st.data(),
 )
-def test_a_poison_request_fails_alone(shapes: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_a_poison_request_fails_alone(shapes: list[tuple[int, int]], one_fate: bool, data: st.DataObject) -> None:
     world = World(
         EngineSettings(
-            num_blocks=64, block_size=4, max_num_seqs=6, max_num_batched_tokens=32, max_queue=16, total_units=2
+            num_blocks=64,
+            block_size=4,
+            max_num_seqs=6,
+            max_num_batched_tokens=32,
+            max_queue=16,
+            total_units=2,
+            one_fate=one_fate,
         )
     )
     world.start(Role.PREFILL)
@@ -199,6 +208,40 @@ def test_a_poison_request_fails_alone(shapes: list[tuple[int, int]], data: st.Da
         expected = FinishReason.ERROR if request_id in world.poison else FinishReason.LENGTH
         assert world.clients[request_id].finish is expected
     assert set(world.convicted) == world.poison
+
+
+# 705 and 1486 are orders in which a prompt in prefill faulted the GPU while an innocent was on trial in decode.
+@pytest.mark.parametrize("seed", [705, 1486, *range(20)])
+def test_several_poison_requests_convict_nobody_else(seed: int) -> None:
+    order = random.Random(seed)
+    world = World(
+        EngineSettings(
+            num_blocks=64,
+            block_size=4,
+            max_num_seqs=6,
+            max_num_batched_tokens=32,
+            max_queue=50,
+            total_units=2,
+            one_fate=True,
+        )
+    )
+    world.start(Role.PREFILL)
+    world.start(Role.DECODE)
+    num_requests = order.randint(3, 9)
+    while len(world.clients) < num_requests or world.engine.books.requests:
+        if len(world.clients) < num_requests and order.random() < 0.2:
+            request_id = world.submit(order.randint(1, 20), order.randint(2, 20))
+            if order.random() < 0.35:
+                world.poison.add(request_id)
+        for role in (Role.PREFILL, Role.DECODE):
+            world.start(role)
+        moves = [world.prefill_read, world.prefill_run, world.decode_turn]
+        order.shuffle(moves)
+        for move in moves:
+            if order.random() < 0.7:
+                move()
+    failed = {number for number, client in world.clients.items() if client.finish is FinishReason.ERROR}
+    assert failed == world.poison
 
 
 @settings(max_examples=50, deadline=None)
