@@ -16,7 +16,7 @@ import msgspec
 
 from colocate.config.roles import WORKER_PROCESSES
 from colocate.device.cpu.torch_facts import PASSIVE_OPENMP
-from colocate.errors import ChannelClosed, InvariantError
+from colocate.errors import ChannelClosed, ConfigError, InvariantError
 from colocate.messages.spec import ProcessSpec
 from colocate.transport.control import ControlChannel, ControlMessage
 from colocate.types import Role
@@ -35,6 +35,9 @@ TRANSITIONS: dict[ChildState, tuple[ChildState, ...]] = {
     ChildState.LOST: (ChildState.REAPED,),
     ChildState.REAPED: (),
 }
+
+# Nothing is restarted before its predecessor is gone, so this is also how long the supervisor hears nobody.
+_REAP_S = 30.0
 
 # Workers compute; everybody else must not grow thread pools that only cost memory.
 _COMMON_ENVIRONMENT = {"MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1"}
@@ -129,9 +132,16 @@ class Child:
         poller.register(self.pidfd, select.POLLIN)
         return bool(poller.poll(max(0, timeout_s) * 1000))
 
-    def reap(self) -> Exit:
-        """Collect an ended process and release what we hold of it. After this nothing of it runs any more."""
-        code = self.process.wait()
+    def reap(self, limit_s: float = _REAP_S) -> Exit:
+        """Collect a process that ended or was killed, and release what we hold of it. After this nothing of it runs
+        any more. Raises ConfigError where the kernel does not let go of it: a call into a driver that hangs."""
+        try:
+            code = self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            problem = f"process {self.pid} was killed {limit_s:g} s ago and is still there: a driver call holds it"
+            raise ConfigError(
+                self.role.value, problem, "see the kernel's log; the GPU may need its administrator"
+            ) from None
         if self.state is not ChildState.LOST:
             self.move(ChildState.LOST)
         self.move(ChildState.REAPED)

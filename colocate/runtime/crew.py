@@ -125,11 +125,11 @@ class Crew:
         if child is not None:
             child.tell(message)
 
-    def start(self, role: Role) -> Child:
+    def start(self, role: Role, is_cut: Callable[[], bool]) -> Child:
         """Spawn the next incarnation and introduce it to those who must know. Raises ConfigError where the GPU takes
-        no worker."""
+        no worker, StartCut where `is_cut` said so while that was waited for."""
         slot = self.slots[role]
-        if role in WORKER_PROCESSES and self._gpu.ensure():
+        if role in WORKER_PROCESSES and self._gpu.ensure(is_cut):
             for other in self._workers():
                 self.kill(other, "its MPS daemon was replaced")
         slot.start_at_s = None

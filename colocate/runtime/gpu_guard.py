@@ -7,20 +7,22 @@
 | after it was reaped | wait until no server lists it: until then its kernels may still write |
 | after the last child | the daemon quits |
 
-Killing a worker costs the supervisor's loop at most two seconds here, and only where the daemon is slow. Nobody is
-mistaken for silent because of it: heartbeats are written meanwhile, and read after.
+Killing a worker costs the supervisor's loop at most two seconds here, and only where the daemon is slow; a daemon that
+does not recover takes four seconds to be given up and at most fifteen to quit. A start is waited for longer, but a
+signal cuts it. Nobody is mistaken for silent because of it: heartbeats are written meanwhile, and read after.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from colocate.config.roles import WORKER_PROCESSES, processes_of
 from colocate.config.serve import ServeConfig
 from colocate.device.cuda.compute_mode import check_compute_mode, compute_mode
-from colocate.device.cuda.mps import MpsManager, environment_without_mps, find_tools
+from colocate.device.cuda.mps import MpsManager, environment_without_mps, find_tools, never
 from colocate.errors import ConfigError
 from colocate.types import Role
 
@@ -32,9 +34,9 @@ _AGAIN_S = 0.05
 class GpuGuard(Protocol):
     """Owned by the crew, called from the supervisor's thread. Pids are of workers."""
 
-    def ensure(self) -> bool:
+    def ensure(self, is_cut: Callable[[], bool]) -> bool:
         """Call before a worker starts. True where the daemon had to be replaced: workers that live have lost theirs.
-        Raises ConfigError where none can be had."""
+        Raises ConfigError where none can be had, StartCut once `is_cut` is true."""
         ...
 
     def environment(self, role: Role) -> dict[str, str | None]:
@@ -62,7 +64,7 @@ class NothingToGuard:
     def __init__(self, environment: dict[str, str | None]) -> None:
         self._environment = environment
 
-    def ensure(self) -> bool:
+    def ensure(self, is_cut: Callable[[], bool]) -> bool:
         return False
 
     def environment(self, role: Role) -> dict[str, str | None]:
@@ -89,11 +91,11 @@ class MpsGuard:
         self._clients = (*WORKER_PROCESSES, Role.KEEPER) if keeper_is_client else WORKER_PROCESSES
         self._was_started = False
 
-    def ensure(self) -> bool:
+    def ensure(self, is_cut: Callable[[], bool] = never) -> bool:
         if self._was_started and self._recovers():
             return False
         self._manager.quit()
-        self._manager.start()
+        self._manager.start(is_cut)
         was_started, self._was_started = self._was_started, True
         return was_started
 

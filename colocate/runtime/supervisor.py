@@ -13,6 +13,7 @@ One thread, one selector. What it waits for: process sentinels (pidfds), control
 
 from __future__ import annotations
 
+import select
 import selectors
 import signal
 import socket
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 
 from colocate.config.serve import ServeConfig
+from colocate.device.cuda.mps import StartCut
 from colocate.errors import ConfigError, InvariantError
 from colocate.messages.control import (
     ChannelBroken,
@@ -151,7 +153,12 @@ class Supervisor:
 
     def _start(self, role: Role) -> None:
         try:
-            child = self._crew.start(role)
+            if self._is_signalled():
+                raise StartCut
+            child = self._crew.start(role, self._is_signalled)
+        except StartCut:
+            self._crew.slots[role].start_at_s = time.monotonic()  # after the signal was heard
+            return
         except ConfigError as error:
             if self._lifecycle is Lifecycle.STARTING:
                 raise
@@ -292,6 +299,10 @@ class Supervisor:
 
         return release
 
+    def _is_signalled(self) -> bool:
+        """Whether a signal waits to be heard."""
+        return bool(select.select([self._signals_in], [], [], 0)[0])
+
     def _on_signals(self, numbers: bytes) -> None:
         for number in numbers:
             if number == signal.SIGHUP:
@@ -341,12 +352,17 @@ class Supervisor:
                 self._crew.kill(child, "did not leave in time")
 
     def _end_everything(self) -> None:
-        """Also after an exception: no child survives this call."""
+        """Also after an exception: no child survives this call, but for one that the kernel holds, which is named."""
         try:
             for child in self._crew.children:
                 self._crew.kill(child, "the supervisor ends")
-            while self._crew.children:
-                self._crew.bury(self._crew.children[0], lambda _: None)
+            tried: set[Child] = set()
+            while left := [child for child in self._crew.children if child not in tried]:
+                tried.add(left[0])
+                try:
+                    self._crew.bury(left[0], lambda _: None)
+                except ConfigError as error:
+                    self._console.warn(str(error))
         finally:
             self._crew.close()
 

@@ -120,3 +120,11 @@ def test_a_second_signal_takes_the_daemon_along() -> None:
         daemon.process.send_signal(signal.SIGINT)
         assert daemon.wait_exit() == 128 + signal.SIGINT
         daemon.assert_nothing_left()
+
+
+def test_a_signal_cuts_a_start_that_waits_for_the_daemon() -> None:
+    with _serve(environment={"COLOCATE_FAKE_MPS": "mute"}, wait=False) as daemon:
+        eventually(lambda: "mps" in daemon.pids().values(), what="the daemon is waited for")
+        daemon.process.send_signal(signal.SIGINT)
+        assert daemon.wait_exit() == 128 + signal.SIGINT, "not a refusal because the daemon never answered"
+        daemon.assert_nothing_left()

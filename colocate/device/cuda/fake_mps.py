@@ -7,7 +7,7 @@
 It serves runs on the fake driver (`COLOCATE_FAKE_CUDA=1`) and the tests of whoever manages a daemon. What it does
 beyond the original is for saboteurs: `fake_fault` (no new clients until the old ones are gone, as after an illegal
 address), `fake_broken` (the same, for good) and `fake_hang` (never answer again, not even to quit).
-`COLOCATE_FAKE_MPS=refuse` in its environment makes it end at once with a line in its log.
+`COLOCATE_FAKE_MPS` in its environment: `refuse` makes it end at once with a line in its log, `mute` never answer.
 """
 
 from __future__ import annotations
@@ -180,6 +180,8 @@ def main(arguments: list[str]) -> int:
     if os.environ.get("COLOCATE_FAKE_MPS") == "refuse":
         print("An instance of this daemon is already running", flush=True)
         return 1
+    if os.environ.get("COLOCATE_FAKE_MPS") == "mute":
+        return _serve()
     return FakeDaemon(Path(pipe_directory), Path(os.environ["CUDA_MPS_LOG_DIRECTORY"])).run()
 
 

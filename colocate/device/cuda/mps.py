@@ -107,6 +107,14 @@ def environment_without_mps() -> dict[str, str | None]:
     return {"CUDA_MPS_PIPE_DIRECTORY": NO_MPS_DIRECTORY}
 
 
+class StartCut(Exception):
+    """Whoever waited for the daemon has something better to do: a signal came."""
+
+
+def never() -> bool:
+    return False
+
+
 class MpsManager:
     """One daemon at a time. Owned by the supervisor's main thread. `quit` is always called."""
 
@@ -118,13 +126,16 @@ class MpsManager:
         self._settings = sorted(environ.keys() - self._environ.keys())
         if tools.folder:  # the daemon looks for its server on PATH
             self._environ["PATH"] = os.pathsep.join([tools.folder, environ.get("PATH", "")])
+        self._is_cut: Callable[[], bool] = never
         self._guard: subprocess.Popen[str] | None = None
         self._directory = Path(NO_MPS_DIRECTORY)
         self.control = MpsControl(tools.command, self._environ)
 
-    def start(self) -> None:
+    def start(self, is_cut: Callable[[], bool] = never) -> None:
         """Daemon and server, ready for clients. A server that is still starting refuses them with error 807, so it is
-        waited for. Raises ConfigError with the end of the daemon's log; nothing is left running then."""
+        waited for. Raises ConfigError with the end of the daemon's log, StartCut once `is_cut` is true; nothing is
+        left running then."""
+        self._is_cut = is_cut
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "colocate.device.cuda.mps_guard", *self._tools.command],
             stdin=subprocess.PIPE,
@@ -153,6 +164,8 @@ class MpsManager:
 
     def _await(self, is_so: Callable[[], object], otherwise: str, deadline_s: float) -> None:
         while not is_so():
+            if self._is_cut():
+                raise StartCut
             if not self.is_alive:
                 raise self._failure("the daemon ended as it started")
             if time.monotonic() > deadline_s:
