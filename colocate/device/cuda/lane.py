@@ -6,8 +6,9 @@ returns (torch on the CPU, Triton's interpreter): the worker's code runs unchang
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 
@@ -54,6 +55,15 @@ class Lane(Protocol):
         ...
 
 
+_TURN = threading.RLock()
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    with _TURN:
+        yield
+
+
 class _DoneMark:
     """Work of an inline lane is over when it was launched; only a faulted device is news."""
 
@@ -81,7 +91,7 @@ class _InlineGraph:
 
     def replay(self) -> None:
         self._check()
-        with self._replaying():
+        with _in_turn(), self._replaying():
             self._work()
 
 
@@ -101,8 +111,9 @@ class InlineLane:
         return 0
 
     def use(self) -> AbstractContextManager[None]:
+        """Lanes of one process take turns: Triton's interpreter keeps the launch under way in globals."""
         self._check()
-        return nullcontext()
+        return _in_turn()
 
     def mark(self) -> Mark:
         self._check()
