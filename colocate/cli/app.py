@@ -18,6 +18,7 @@ from colocate.cli.options import (
     SWEEP_PANEL,
     with_settings,
 )
+from colocate.cli.workload import app as workload_app
 from colocate.config.load import load_config
 from colocate.errors import ConfigError
 
@@ -738,6 +739,9 @@ def report(
 
     ask = ReportAsk(tuple(results or ()), out, formats, compare, tuple(slo or ()), denominator, title)
     sys.exit(run_report(ask))
+
+
+app.add_typer(workload_app, name="workload")
 
 
 @app.command(help="Print the version.")

@@ -32,6 +32,7 @@ class PatternShape:
     num_shared: int = 4  # documents open at a time, children of an agent's step, or conversations under way
     num_uses: int = 8  # questions per document, depth of an agent's tree, or turns of a conversation
     num_prefixes: int = 64  # eviction-pressure: how many return in turn
+    block_tokens: int = BLOCK_TOKENS  # what one prefix id stands for, and how much longer each step of an agent is
 
 
 PatternMaker = Callable[[Iterator[tuple[float, Segment]], random.Random, PatternShape], list[WorkloadRow]]
@@ -51,16 +52,27 @@ def prefix_pattern(
     maker = PATTERNS.get(pattern)
     if maker is None:
         raise ConfigError("pattern", f"no pattern is named {pattern!r}", f"choose one of: {', '.join(PATTERNS)}")
+    shape = shape or PatternShape()
+    _check(shape)
     times = arrival_times(pattern, [Segment(duration_s, rate, lengths)], seed=seed, arrivals=arrivals)
-    rows = maker(times, random.Random(f"{seed}/{pattern}"), shape or PatternShape())
+    rows = maker(times, random.Random(f"{seed}/{pattern}"), shape)
     return make_workload(pattern, rows, duration_s)
+
+
+def _check(shape: PatternShape) -> None:
+    for name in shape.__slots__:
+        if getattr(shape, name) < 1:
+            raise ConfigError("--" + name.replace("_", "-"), f"cannot be {getattr(shape, name)}", "give 1 or more")
+    if shape.shared_tokens % shape.block_tokens:
+        problem = f"{shape.shared_tokens} tokens are no whole number of blocks of {shape.block_tokens}"
+        raise ConfigError("--shared-tokens", problem, "give a multiple, or --block-tokens that divide it")
 
 
 def _shared_schema(
     times: Iterator[tuple[float, Segment]], rng: random.Random, shape: PatternShape
 ) -> list[WorkloadRow]:
-    ids = _blocks(0, shape.shared_tokens)
-    return [_with_prefix(at_s, ids, segment, rng) for at_s, segment in times]
+    ids = _blocks(0, shape)
+    return [_with_prefix(at_s, ids, segment, rng, shape) for at_s, segment in times]
 
 
 def _same_document(
@@ -74,7 +86,7 @@ def _same_document(
             open_documents.append([num_documents, shape.num_uses])
             num_documents += 1
         document = rng.choice(open_documents)
-        rows.append(_with_prefix(at_s, _blocks(document[0], shape.shared_tokens), segment, rng))
+        rows.append(_with_prefix(at_s, _blocks(document[0], shape), segment, rng, shape))
         document[1] -= 1
         if document[1] == 0:
             open_documents.remove(document)
@@ -90,11 +102,11 @@ def _agent_branching(
     num_trees = num_steps = 0
     for at_s, segment in times:
         if not frontier:
-            frontier.append(tuple(_blocks(num_trees, shape.shared_tokens)))
+            frontier.append(tuple(_blocks(num_trees, shape)))
             num_trees += 1
         context = frontier.popleft()
-        rows.append(_with_prefix(at_s, context, segment, rng))
-        depth = len(context) - len(_blocks(0, shape.shared_tokens)) + 1
+        rows.append(_with_prefix(at_s, context, segment, rng, shape))
+        depth = len(context) - len(_blocks(0, shape)) + 1
         if depth < shape.num_uses and len(frontier) < shape.num_shared**2:
             for _ in range(shape.num_shared):
                 num_steps += 1
@@ -106,7 +118,7 @@ def _eviction_pressure(
     times: Iterator[tuple[float, Segment]], rng: random.Random, shape: PatternShape
 ) -> list[WorkloadRow]:
     return [
-        _with_prefix(at_s, _blocks(index % shape.num_prefixes, shape.shared_tokens), segment, rng)
+        _with_prefix(at_s, _blocks(index % shape.num_prefixes, shape), segment, rng, shape)
         for index, (at_s, segment) in enumerate(times)
     ]
 
@@ -128,15 +140,18 @@ def _chat(times: Iterator[tuple[float, Segment]], rng: random.Random, shape: Pat
     return rows
 
 
-def _blocks(number: int, num_tokens: int) -> list[int]:
+def _blocks(number: int, shape: PatternShape) -> list[int]:
     """Ids of the blocks of one shared text; texts have ids of their own."""
-    per_text = -(-num_tokens // BLOCK_TOKENS)
+    per_text = shape.shared_tokens // shape.block_tokens
     return list(range(number * per_text, (number + 1) * per_text))
 
 
-def _with_prefix(at_s: float, ids: Sequence[int], segment: Segment, rng: random.Random) -> WorkloadRow:
+def _with_prefix(
+    at_s: float, ids: Sequence[int], segment: Segment, rng: random.Random, shape: PatternShape
+) -> WorkloadRow:
     own_tokens, output_tokens = segment.lengths.draw(rng)
-    return WorkloadRow(at_s, len(ids) * BLOCK_TOKENS + own_tokens, output_tokens, tuple(ids), BLOCK_TOKENS)
+    block_tokens = shape.block_tokens
+    return WorkloadRow(at_s, len(ids) * block_tokens + own_tokens, output_tokens, tuple(ids), block_tokens)
 
 
 PATTERNS: dict[str, PatternMaker] = {

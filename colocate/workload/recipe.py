@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from colocate.errors import ConfigError
 from colocate.workload.lengths import LENGTHS_HELP, Lengths, parse_lengths
-from colocate.workload.patterns import PATTERNS, prefix_pattern
+from colocate.workload.patterns import PATTERNS, PatternShape, prefix_pattern
 from colocate.workload.read import read_workload
 from colocate.workload.rows import DEFAULT_BLOCK_TOKENS, Workload
-from colocate.workload.scale import at_rate, at_speed, first_seconds
+from colocate.workload.scale import at_rate, at_speed, with_classes
 from colocate.workload.segments import Segment, phase_shifting, ramp, synthetic
 
 SHAPES = ("steady", "phase-shifting", "ramp", *PATTERNS)
@@ -32,12 +34,16 @@ class Recipe:
     period_s: float = 60.0  # of phase-shifting: both kinds of load once
     speed: float | None = None
     block_tokens: int = DEFAULT_BLOCK_TOKENS
+    shape: PatternShape = field(default_factory=PatternShape)
+    classes: Mapping[str, float] = field(default_factory=dict)  # SLO classes by weight; none: as the trace has them
 
 
 def cook(recipe: Recipe, seed: int) -> Workload:
-    """The workload. A trace is the same for every seed. Raises ConfigError."""
+    """The workload. A trace is the same for every seed but for its classes. Raises ConfigError."""
     workload = _from_trace(recipe) if recipe.trace is not None else _from_pattern(recipe, seed)
-    return workload if recipe.speed is None else at_speed(workload, recipe.speed)
+    if recipe.speed is not None:
+        workload = at_speed(workload, recipe.speed)
+    return with_classes(workload, recipe.classes, seed) if recipe.classes else workload
 
 
 def _from_trace(recipe: Recipe) -> Workload:
@@ -46,9 +52,8 @@ def _from_trace(recipe: Recipe) -> Workload:
         raise ConfigError("--workload", "brings its own lengths and pattern", "drop --lengths and --pattern")
     if len(recipe.rates) > 1:
         raise ConfigError("--rate", "is given more than once for a trace", "give one mean rate")
-    workload = read_workload(recipe.trace, block_tokens=recipe.block_tokens)
-    if recipe.duration_s is not None:
-        workload = first_seconds(workload, recipe.duration_s)
+    until_s = math.inf if recipe.duration_s is None else recipe.duration_s
+    workload = read_workload(recipe.trace, block_tokens=recipe.block_tokens, until_s=until_s)
     return at_rate(workload, recipe.rates[0]) if recipe.rates else workload
 
 
@@ -66,7 +71,15 @@ def _from_pattern(recipe: Recipe, seed: int) -> Workload:
         if given > most:
             raise ConfigError(flag, f"is given {given} times, pattern {recipe.pattern!r} takes {most}", "give fewer")
     if recipe.pattern in PATTERNS:
-        return prefix_pattern(recipe.pattern, rates[0], lengths[0], duration_s, seed=seed, arrivals=recipe.arrivals)
+        return prefix_pattern(
+            recipe.pattern,
+            rates[0],
+            lengths[0],
+            duration_s,
+            seed=seed,
+            arrivals=recipe.arrivals,
+            shape=recipe.shape,
+        )
     return synthetic(recipe.pattern, _segments(recipe, lengths, duration_s), seed=seed, arrivals=recipe.arrivals)
 
 

@@ -59,13 +59,13 @@ def make_workload(name: str, rows: Sequence[WorkloadRow], duration_s: float | No
     return Workload(name, rows, duration_s)
 
 
-def check_rows(where: str, rows: Sequence[WorkloadRow], first_line: int = 1) -> None:
-    """Raises ConfigError at the first row that cannot be served; `first_line` is the line of the first row."""
+def check_rows(where: str, rows: Sequence[WorkloadRow], lines: Sequence[int] = ()) -> None:
+    """Raises ConfigError at the first row that cannot be served; `lines` are those of the rows, 1, 2, ... if empty."""
     if not rows:
         raise ConfigError(where, "holds no request", "a workload needs at least one row")
-    previous_s = 0.0
+    previous_s = -math.inf
     history: dict[str, int] = {}
-    for line, row in enumerate(rows, first_line):
+    for line, row in zip(lines or range(1, len(rows) + 1), rows, strict=True):
         problem, remedy = _problem(row, previous_s, history)
         if problem:
             raise ConfigError(f"{where}: line {line}", problem, remedy)
@@ -75,10 +75,11 @@ def check_rows(where: str, rows: Sequence[WorkloadRow], first_line: int = 1) -> 
 
 
 def _problem(row: WorkloadRow, previous_s: float, history: dict[str, int]) -> tuple[str, str]:
+    if row.arrival_s < previous_s:
+        remedy = "sort the rows by arrival time: `colocate workload convert --sort` does"
+        return f"arrives at {row.arrival_s} s, after a row of {previous_s} s", remedy
     if not math.isfinite(row.arrival_s) or row.arrival_s < 0:
         return f"arrives at {row.arrival_s} s", "times count from the start of the run: shift them to 0 or later"
-    if row.arrival_s < previous_s:
-        return f"arrives at {row.arrival_s} s, after a row of {previous_s} s", "sort the rows by arrival time"
     if row.prompt_tokens < 1 or row.output_tokens < 1:
         return f"has {row.prompt_tokens} prompt and {row.output_tokens} output tokens", "both must be at least 1"
     if row.block_tokens < 1:

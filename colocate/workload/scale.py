@@ -1,6 +1,10 @@
-"""The same load faster, slower, shorter, or offered at another rate."""
+"""The same load faster, slower, shorter, offered at another rate, or divided into SLO classes."""
 
 from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
 
 import msgspec
 
@@ -32,3 +36,20 @@ def first_seconds(workload: Workload, duration_s: float) -> Workload:
     if not rows:
         raise ConfigError("duration", f"nothing of {workload.name} arrives before {duration_s} s", "take longer")
     return make_workload(workload.name, rows, duration_s)
+
+
+def with_classes(workload: Workload, classes: Mapping[str, float], seed: int = 0) -> Workload:
+    """Give every request one of these SLO classes, drawn by weight; a conversation keeps its own. One class with any
+    weight is everybody's. Raises ConfigError."""
+    for name, weight in classes.items():
+        if not name or not (math.isfinite(weight) and weight > 0):
+            raise ConfigError("--slo-class", f"{name!r} has weight {weight:g}", "write NAME, or NAME=WEIGHT above 0")
+    rng = random.Random(f"{seed}/classes")
+    names, weights = list(classes), list(classes.values())
+    of_session: dict[str, str] = {}
+    rows = []
+    for row in workload.rows:
+        drawn = rng.choices(names, weights)[0]
+        name = of_session.setdefault(row.session, drawn) if row.session else drawn
+        rows.append(msgspec.structs.replace(row, slo_class=name))
+    return make_workload(workload.name, rows, workload.duration_s)
