@@ -43,6 +43,10 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         _report(control, ChildFailed(True, error.where, error.problem, error.remedy))
         return 2
+    except ModuleNotFoundError as error:
+        problem, remedy = f"the module {error.name} is not installed", "install this package with its requirements"
+        _report(control, ChildFailed(True, role.value, problem, remedy))
+        return 2
     except (ChannelClosed, MeasuringFailed) as error:
         _report(control, ChildFailed(False, role.value, str(error), ""))
         return 1

@@ -182,3 +182,24 @@ def test_a_worker_that_dies_at_every_start_ends_the_daemon_with_code_1() -> None
         assert daemon.wait_exit(START_LIMIT_S) == 1, daemon.output
         daemon.assert_nothing_left()
         assert "giving up" in daemon.output
+
+
+_WITHOUT_UVICORN = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "uvicorn":
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_WITHOUT_UVICORN)
+    with start_daemon(environment={"PYTHONPATH": str(tmp_path)}, wait=False) as daemon:
+        assert daemon.wait_exit() == 2
+        assert "the module uvicorn is not installed" in daemon.output
+        assert "Traceback" not in daemon.output
+        daemon.assert_nothing_left()
