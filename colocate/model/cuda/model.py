@@ -158,6 +158,10 @@ class CudaModel:
         add_rms_norm(hidden, delta, self._norm, self.config.rms_norm_eps, normed)
         return self._score(normed)
 
+    def last_logits(self, num_rows: int) -> Tensor:
+        """float32 [num_rows, vocab] of what was scored last, be it by a replayed graph; valid until the next time."""
+        return self._rows("logits", num_rows)
+
     def advance(self, state: DecodeState, index: Tensor, drawn: Tensor) -> None:
         """The last part: drawn tokens are fed next, rows that are over become inactive."""
         advance(state, index, drawn)

@@ -2,8 +2,8 @@
 
 A step is launched with nothing of the step before but what the device has: token, length and end of every row are
 advanced there. The host sends differences (`deltas.py`), replays the graph of the share and bucket, and has the drawn
-tokens copied to pinned memory behind it. Rows that need the host's sampler (`needs_host`) make their whole step wait:
-its logits come to the host, and the next step starts from what the host says.
+tokens copied to pinned memory behind it. Rows that need the host's sampler (`needs_host`) make the next step wait:
+their logits come to the host, and all rows are stated anew from what the host says.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class CudaDecodeExecutor:
         self._num_launched = 0
         self._version: int | None = None
         self._has_host_rows = False
-        self._is_behind = False  # the device did not advance the rows of the last step
+        self._is_behind = False  # the device advanced some rows of the last step by tokens that are not theirs
         self._last_lane: Lane | None = None  # that anything was launched on; the share in force may be empty by now
 
     def units_changed(self, num_units: int) -> None:
@@ -70,12 +70,9 @@ class CudaDecodeExecutor:
             raise InvariantError("a step was launched before an older one was collected")
         with device_lost_raised(), lane.use():
             index = self.seat(lane, rows, version)
-            if self._has_host_rows:
-                draws = self.draw(lane, rows, self._gpu.model.decode_logits(self.state, index, lane.num_sms))
-            else:
-                self.graphs.run(lane, len(index))
-                draws = self._room().launch(self._arena.drawn[: len(rows)])
-            self._under_way.append(_Step(draws, lane.mark()))
+            self.graphs.run(lane, len(index))
+            logits = self._gpu.model.last_logits(len(rows)) if self._has_host_rows else None
+            self._under_way.append(_Step(self._bring_out(rows, logits), lane.mark()))
 
     def seat(self, lane: Lane, rows: Sequence[StandingRow], version: int) -> Tensor:
         """Bring the device up to date with these rows, on this lane, inside its `use()`: the index of a step."""
@@ -92,15 +89,12 @@ class CudaDecodeExecutor:
         return self._arena.index[:bucket]
 
     def draw(self, lane: Lane, rows: Sequence[StandingRow], logits: Tensor) -> Draws:
-        """The step's tokens from its logits, float32 [at least rows, vocab_size]. The rows move on, unless the host
-        draws for some of them: then it says what the next step starts from."""
+        """The last part of a step beside a chunk, from its logits, float32 [at least rows, vocab_size]."""
         arena, model = self._arena, self._gpu.model
         index, drawn = arena.index[: len(logits)], arena.drawn[: len(logits)]
         model.sample(logits, arena.state.sampling, index, drawn, lane.num_sms, arena.state)
-        if not self._has_host_rows:
-            model.advance(arena.state, index, drawn)
-            return self._room().launch(drawn[: len(rows)])
-        return self._room().launch(drawn[: len(rows)], logits, self._gpu.host_rows([state_of(row) for row in rows]))
+        model.advance(arena.state, index, drawn)
+        return self._bring_out(rows, logits if self._has_host_rows else None)
 
     def padding(self, count: int) -> Tensor:
         """An index of padding, before any row stands."""
@@ -126,6 +120,13 @@ class CudaDecodeExecutor:
                 self._last_lane.mark().wait()
         self._seats.clear()
         self._version, self._is_behind = None, False
+
+    def _bring_out(self, rows: Sequence[StandingRow], logits: Tensor | None) -> Draws:
+        """Rows that the host draws were drawn and moved on by the device as well: nobody asks for those tokens, and the
+        next step starts from what the host says."""
+        drawn = self._arena.drawn[: len(rows)]
+        on_host = {} if logits is None else self._gpu.host_rows([state_of(row) for row in rows])
+        return self._room().launch(drawn, logits, on_host)
 
     def _decode_step(self, bucket: int, num_sms: int) -> None:
         arena = self._arena

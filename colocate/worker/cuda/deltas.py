@@ -184,7 +184,7 @@ class Seats:
         return False
 
     def restate(self, rows: Sequence[StandingRow]) -> None:
-        """The device did not advance these rows: their tokens were drawn on the host."""
+        """The host drew for some of these rows, and the device advanced those by tokens of its own."""
         for row in rows:
             seat = self._seats.get((row.request_id, row.incarnation))
             if seat is not None:

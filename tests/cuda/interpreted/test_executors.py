@@ -271,12 +271,17 @@ def test_ends_are_seen_on_the_device_and_full_rows_wait(gpu: Gpu) -> None:
     bench.close()
 
 
-def test_rows_of_the_host_mix_with_others(gpu: Gpu) -> None:
+@pytest.mark.parametrize("graph_bytes", [0, 1 << 30])
+def test_rows_of_the_host_mix_with_others(gpu: Gpu, graph_bytes: int) -> None:
     asked = SamplingParams(
         max_tokens=6, temperature=0.7, seed=4, ignore_eos=True, repetition_penalty=1.3, presence_penalty=0.4, logprobs=2
     )
     served = Served(gpu, (6, 9), [greedy(12), asked])
-    bench = Bench(Role.DECODE, decode=gpu.decode())
+    decode = gpu.decode(graph_bytes)
+    if graph_bytes:
+        with torch.inference_mode():
+            decode.graphs.capture_all([gpu.partition.lane_of(SMALL)], lambda detail: None)
+    bench = Bench(Role.DECODE, decode=decode)
     bench.settle()
     bench.say(DecodeUpdate(joins=[served.join(0)]))
     bench.turn(3)
