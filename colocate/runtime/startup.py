@@ -64,6 +64,9 @@ def prepare(config: ServeConfig) -> Startup:
     if is_dummy:
         notes.append("the weights are random numbers (load_format dummy): times are real, texts are noise")
     device = resolve_device(config.device, notes)
+    if config.model.deterministic and device.kind == "cuda":
+        problem = "is not offered on a GPU: matrix products and split keys are summed by the size of batch and share"
+        raise ConfigError("deterministic", problem, "drop --deterministic, or use --device cpu")
     plans = build_plan_table(device.total_units, device.unit_granularity, device.decode_shares)
     dtype = _choose_dtype(config.model.dtype, model, device, notes)
     weights_bytes = WeightLayout.of(model, dtype).nbytes

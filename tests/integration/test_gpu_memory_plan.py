@@ -58,3 +58,8 @@ def test_what_does_not_fit_is_refused_with_a_remedy(settings: dict[str, str], wh
     with pytest.raises(ConfigError) as caught:
         prepared(**settings)
     assert caught.value.where == where and remedy in caught.value.remedy
+
+
+def test_identical_bits_are_not_promised_on_a_gpu() -> None:
+    with pytest.raises(ConfigError, match="not offered on a GPU"):
+        prepared(deterministic="true")
