@@ -7,6 +7,7 @@ there is no driver, the real function is called as well: it converts its argumen
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import re
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class ScriptedApi:
             assert len(arguments) == arity, f"{name}({parameters}) was called with {arguments}"
             self.calls.append((name, arguments))
             if not HAS_DRIVER:
-                with pytest.raises(Exception, match="libcuda"):
+                with pytest.raises(Exception, match="libcuda|NVIDIA driver library"):  # by the version of cuda-bindings
                     member(*arguments)
             if name in self.failures:
                 return (real.CUresult(self.failures[name]), *[None] * num_results)
@@ -210,7 +211,7 @@ def test_a_mapping_that_fails_half_way_is_undone(failing: str, undone: list[str]
 
 def test_legacy_handles_are_64_bytes_both_ways() -> None:
     shared = real.CUipcMemHandle()
-    shared.reserved = bytes(range(64))
+    ctypes.memmove(shared.getPtr(), bytes(range(64)), 64)
     api = ScriptedApi(
         cuMemAlloc=real.CUdeviceptr(0x9000),
         cuIpcGetMemHandle=shared,
@@ -221,7 +222,7 @@ def test_legacy_handles_are_64_bytes_both_ways() -> None:
     assert handle == bytes(range(64))
     high = bytes(range(192, 256))
     assert driver.open_ipc(high) == 0xA000
-    assert dict(api.calls)["cuIpcOpenMemHandle"][0].reserved == high
+    assert ctypes.string_at(dict(api.calls)["cuIpcOpenMemHandle"][0].getPtr(), 64) == high
     with pytest.raises(CudaError):
         driver.open_ipc(handle[:63])
     driver.close_ipc(0xA000)

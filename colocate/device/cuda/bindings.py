@@ -23,6 +23,7 @@ from colocate.device.cuda.driver import (
 )
 from colocate.errors import ConfigError
 
+_IPC_HANDLE_BYTES = 64
 _ARGUMENT_TYPES = {"ptr": ctypes.c_void_p, "i32": ctypes.c_int, "u32": ctypes.c_uint, "u64": ctypes.c_uint64}
 
 
@@ -157,13 +158,15 @@ class BindingsDriver:
         return int(self._call("cuMemAlloc", num_bytes))
 
     def ipc_handle(self, address: int) -> bytes:
-        return bytes(self._call("cuIpcGetMemHandle", address).reserved)
+        shared = self._call("cuIpcGetMemHandle", address)
+        return ctypes.string_at(shared.getPtr(), _IPC_HANDLE_BYTES)
 
     def open_ipc(self, handle: bytes) -> int:
-        if len(handle) != 64:
+        if len(handle) != _IPC_HANDLE_BYTES:
             raise cuda_error("cuIpcOpenMemHandle", INVALID_VALUE)
         shared = self._api.CUipcMemHandle()
-        shared.reserved = handle
+        # By address: not every version of the bindings shows the bytes as a member.
+        ctypes.memmove(shared.getPtr(), handle, _IPC_HANDLE_BYTES)
         flag = self._api.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
         return int(self._call("cuIpcOpenMemHandle", shared, int(flag)))
 
