@@ -1,7 +1,11 @@
-"""Random-weight Llama checkpoints of a stated size, with the demo model's tokenizer: for speed, never for quality."""
+"""Random-weight Llama checkpoints of a stated size, with the demo model's tokenizer: for speed, never for quality.
+
+python benchmarks/random_model.py 30M models/random-30M [--max-model-len 8192]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from dataclasses import dataclass
@@ -33,6 +37,8 @@ class Shape:
 
 
 SHAPES = {
+    # Nothing is computed from it on the emulated device: a tokenizer, a longest prompt, and 1 KiB of KV per token.
+    "tiny": Shape(hidden=64, layers=2, heads=2, kv_heads=2, intermediate=128, vocab=2048),
     "30M": Shape(hidden=512, layers=8, heads=8, kv_heads=8, intermediate=1408, vocab=8192),
     "125M": Shape(hidden=768, layers=12, heads=12, kv_heads=12, intermediate=2560, vocab=32000),
 }
@@ -90,3 +96,16 @@ def _weights(shape: Shape, seed: int) -> dict[str, np.ndarray]:
             f"{prefix}.post_attention_layernorm.weight": np.ones(shape.hidden, np.float32),
         }
     return weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--max-model-len", type=int, default=8192, metavar="N")
+    options = parser.parse_args()
+    print(write_random_model(options.directory, SHAPES[options.shape], max_model_len=options.max_model_len))
+
+
+if __name__ == "__main__":
+    main()

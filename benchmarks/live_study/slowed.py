@@ -3,13 +3,21 @@
 An emulated device at its own speed asks more of two cores than they have: hundreds of tokens per step pass the workers,
 the engine, the frontend and the client. With every device time and every target `slow` times as long and arrivals
 `slow` times as rare, the device is as busy as before and the host `slow` times less.
+
+    python benchmarks/live_study/slowed.py configs/profiles/emulated-h200-roofline.yaml 4 profiles/h200-slow4.json
+
+writes such a profile; rates and targets are for whoever serves with it to change.
 """
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
+import msgspec
 from msgspec.structs import astuple, replace
 
-from colocate.config.profile import Coefficients, DeviceProfile, ShareProfile
+from colocate.config.profile import Coefficients, DeviceProfile, ShareProfile, load_profile
 from colocate.config.slo import SloClass
 from colocate.workload.rows import Workload
 from colocate.workload.scale import at_speed
@@ -41,3 +49,17 @@ def targets_of(slo: SloClass) -> dict[str, float]:
 
 def _times(k: Coefficients, factor: float) -> Coefficients:
     return Coefficients(*(value * factor for value in astuple(k)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("slow", type=float, metavar="TIMES")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_bytes(msgspec.json.encode(slowed_profile(load_profile(options.profile), options.slow)) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -75,7 +75,10 @@ def sweep_plan(options: SweepOptions, console: Console) -> SweepPlan:
     """Everything checked that can be checked without running. Starts a server for a moment where the device has to be
     asked for its plans. Raises ConfigError."""
     config = _server_config(options)
-    flags = as_flags({name: value for name, value in options.serve.items() if value is not None})
+    given = {name: value for name, value in options.serve.items() if value is not None}
+    if "slo_class" in given:  # a file may hold a mapping
+        given["slo_class"] = config.scheduler.slo_class
+    flags = as_flags(given)
     ours = Colocate(options.model, flags, options.seconds("ready_timeout"))
     peers = parse_peers("peers", options.peers)
     systems: dict[str, System] = {name: CommandSystem(name, entry, options.model) for name, entry in peers.items()}

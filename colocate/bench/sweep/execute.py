@@ -227,11 +227,16 @@ def words_of(spec: RunSpec, result: RunResult) -> str:
     head = f"{spec.arm} at {spec.rate:g}/s, seed {spec.seed}"
     took = "" if result.whole_s is None else f" in {duration(result.whole_s)}"
     if result.status == "failed":
-        return f"{head}: failed: {first_line(result.reasons)}"
+        return f"{head}: failed: {in_short(result.reasons)}"
     share = f"{result.good / result.offered:.1%}" if result.offered else "nothing"
     kept = f"{head}: {share} of {result.offered} kept their promises{took}"
-    return kept if result.status == "valid" else f"{kept}; {result.status}: {first_line(result.reasons)}"
+    return kept if result.status == "valid" else f"{kept}; {result.status}: {in_short(result.reasons)}"
 
 
-def first_line(reasons: tuple[str, ...]) -> str:
-    return reasons[0].splitlines()[0] if reasons else "no reason given"
+def in_short(reasons: tuple[str, ...]) -> str:
+    """The reason in one line. Of a server's output the last line that is not indented: its complaint."""
+    if not reasons:
+        return "no reason given"
+    first, *output = reasons[0].splitlines()
+    complaints = [line for line in output if line.strip() and not line[0].isspace()]
+    return f"{first} {complaints[-1]}" if complaints else first

@@ -33,7 +33,7 @@ _HOLES = frozenset({"model", "port"})
 _VERSION_S = 60.0
 
 
-class PeerEntry(Struct, frozen=True, forbid_unknown_fields=True):
+class PeerEntry(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     """One system under `peers`. Times in seconds."""
 
     command: Annotated[tuple[str, ...], Meta(min_length=1)]
