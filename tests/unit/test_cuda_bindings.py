@@ -70,7 +70,7 @@ class ScriptedApi:
             assert len(arguments) == arity, f"{name}({parameters}) was called with {arguments}"
             self.calls.append((name, arguments))
             if not HAS_DRIVER:
-                with pytest.raises(Exception, match="libcuda|NVIDIA driver library"):  # by the version of cuda-bindings
+                with pytest.raises(Exception, match=r"libcuda|NVIDIA driver library"):  # by version
                     member(*arguments)
             if name in self.failures:
                 return (real.CUresult(self.failures[name]), *[None] * num_results)
