@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import resource
 import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -109,8 +110,10 @@ class _Measurement:
             await self._load.prepare()
             self._before = await self._watcher.totals()
             self._times = MachineTimes.now()
+            helpers.append(asyncio.create_task(self._progress.run()))
+            await asyncio.sleep(0)  # its first drawing imports much
             self._load.start_clock()
-            helpers = [asyncio.create_task(part) for part in (self._watcher.run(), self._progress.run())]
+            helpers.append(asyncio.create_task(self._watcher.run()))
             await self._load.run(self._note)
         except asyncio.CancelledError:
             reasons = (INTERRUPTED,)
@@ -204,6 +207,8 @@ class _Measurement:
         plan, counts, target = self._plan, self._load.counts, self._target
         return {
             "started_monotonic_s": self._load.started_s,
+            # where second 0 of the rows is on this machine's clock, to lay them beside a server's event log
+            "start_monotonic_ns": time.monotonic_ns() - round(self._load.clock() * 1e9),
             "lateness_s": msgspec.to_builtins(counts.lateness()),
             "lateness_bound_s": plan.lateness_bound_s,
             "offered": counts.offered,

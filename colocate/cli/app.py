@@ -150,6 +150,34 @@ def replay(
 
 
 @app.command(
+    help="Draw event logs of engines, and runs of bench, as one trace: what every request, worker, plan and queue did when. "
+    "Open it in Perfetto (ui.perfetto.dev) or chrome://tracing."
+)
+def timeline(
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="LOG...", help="Files or folders from --event-log, and folders of bench runs."),
+    ] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option("--runs", "--run", metavar="DIR", help="A folder of a bench run; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Where to; a name ending in .gz is compressed.")
+    ] = Path("trace.json"),
+    from_s: Annotated[
+        float | None, typer.Option("--from", min=0.0, metavar="S", help="Seconds after the first event.")
+    ] = None,
+    to_s: Annotated[float | None, typer.Option("--to", min=0.0, metavar="S", help="As --from.")] = None,
+) -> None:
+    from colocate.cli.timeline import Ask, run_timeline
+
+    named = (*(sources or ()), *(runs or ()))
+    if not named:
+        raise ConfigError("timeline", "nothing to draw", "name an event log or the folder of a bench run")
+    sys.exit(run_timeline(Ask(named, out, from_s, to_s)))
+
+
+@app.command(
     help="Run the engine under a virtual clock on a device made from a profile: what a policy does to a load, many "
     "times faster than in real time."
 )

@@ -91,7 +91,10 @@ class LogRecords:
 
 
 def read_event_log(path: Path) -> tuple[LogHeader, LogRecords]:
-    """The header and the records, which are read as they are asked for. Raises ConfigError where the file is no event log or one of another version."""
+    """The header and the records, which are read as they are asked for.
+
+    Raises ConfigError where the file is no event log or one of another version.
+    """
     try:
         frames = _Frames(path)
         first = next(frames, b"")
