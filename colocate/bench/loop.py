@@ -100,6 +100,7 @@ class LoadRun:
             self._prepare_next()
             if self._next_unprepared % 64 == 0:
                 await asyncio.sleep(0)
+        gc.collect()  # now, so that the start of the load need not wait for it
 
     def start_clock(self) -> None:
         self._start_s = time.monotonic()
@@ -357,7 +358,6 @@ def _us(seconds: float) -> float:
 @contextmanager
 def _no_collections() -> Iterator[None]:
     """Prepared requests are many objects: walking them in the middle of a run would be lateness."""
-    gc.collect()
     gc.freeze()
     was_on = gc.isenabled()
     gc.disable()

@@ -90,12 +90,13 @@ class Watcher:
         except (HttpError, orjson.JSONDecodeError, KeyError, TypeError, ValueError, ZeroDivisionError):
             self.num_failed += 1
             sample = {}
+        at_s = round(self.clock(), 6)
         resident = await asyncio.to_thread(self._resident) if with_memory else None
         if resident is not None:
             self.peak_resident_bytes = max(self.peak_resident_bytes or 0, resident)
         power = None if self._power is None else self._power.watts()
         if sample or power is not None or resident is not None:
-            sample = {"at_s": round(self.clock(), 6), **sample, "power_w": power, "resident_bytes": resident}
+            sample = {"at_s": at_s, **sample, "power_w": power, "resident_bytes": resident}
             self.on_sample(ServerSample(**sample))
 
     async def _state(self) -> dict[str, Any]:

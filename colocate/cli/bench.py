@@ -16,7 +16,7 @@ from colocate.bench.figures import RunFigures, run_figures, write_figures
 from colocate.bench.metrics.distribution import Distribution
 from colocate.bench.plan import BenchPlan, Endpoint
 from colocate.bench.read import read_run
-from colocate.bench.records import RunManifest
+from colocate.bench.records import RequestRow, RunManifest
 from colocate.bench.run import run_bench
 from colocate.bench.slo_library import published_definitions
 from colocate.config.slo import SloClass, parse_slo_classes
@@ -232,12 +232,23 @@ def show(folder: Path, console: Console) -> RunFigures:
     console.print(_latencies(figures))
     console.print()
     console.print(_counts(figures, manifest))
+    for kind, message in first_errors(run.rows).items():
+        console.print(f"{kind}: {message}", style="red", markup=False)
     for warning in warnings(manifest):
         console.print(f"note: {warning}", style="yellow")
     if figures.status != "valid":
         console.print(f"{figures.status}: {'; '.join(figures.reasons)}", style="bold red")
     console.print(f"written to {folder}")
     return figures
+
+
+def first_errors(rows: Sequence[RequestRow]) -> dict[str, str]:
+    """Kind of error -> what the first request that met it was told."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if row.error is not None:
+            found.setdefault(row.error_kind, row.error)
+    return found
 
 
 def _latencies(figures: RunFigures) -> Table:
