@@ -169,11 +169,13 @@ class CountingLane(InlineLane):
         super().__init__()
         self.steps = steps
         self.captured = 0
+        self.taken_by_others = 0
         self.fails_with = 0
         self.fails_at = 0
 
     def capture(self, work):  # type: ignore[no-untyped-def]
         self.captured += 1
+        self.steps.used_bytes += self.taken_by_others
         if self.captured == self.fails_at:
             raise cuda_error("cudaGraphInstantiate", self.fails_with)
         self.steps.used_bytes += 100
@@ -211,6 +213,13 @@ def test_a_restarted_worker_captures_what_it_needs_now_and_then() -> None:
         steps.graphs.run(steps.lane, 8)
         steps.graphs.run(steps.lane, 2)
     assert steps.graphs.num_graphs == 2
+
+
+def test_what_another_process_takes_meanwhile_leaves_no_step_eager() -> None:
+    steps = Steps(limit_bytes=2 << 30)
+    steps.lane.taken_by_others = 1 << 30
+    steps.graphs.capture_all([steps.lane], lambda detail: None)
+    assert steps.graphs.num_graphs == 4
 
 
 def test_a_capture_that_is_refused_leaves_the_rest_eager() -> None:

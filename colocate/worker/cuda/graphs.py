@@ -14,8 +14,9 @@ A capture that the driver refuses, for want of memory or because something in a 
 what is not captured by then runs eagerly, which is slower and not wrong. A failed capture may leave torch's pool of
 that lane unusable, so none is tried again.
 
-Memory is read from the device around each capture. Another process that allocates meanwhile is counted here, too: the
-bound errs to the safe side.
+Memory is read from the device around each capture, so what another process takes meanwhile is seen as well: the worker
+of the other phase starts at the same time and takes gigabytes. A step allocates nothing while it is captured, and its
+few hundred nodes take some MiB at most, so a growth beyond `_MOST_BYTES` is another's and counted as that much.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from colocate.device.cuda.lane import Graph, Lane
 from colocate.errors import InvariantError
 
 _EVERY_STEPS = 16
+_MOST_BYTES = 32 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -118,7 +120,7 @@ class DecodeGraphs:
             return False
         self._graphs[lane, bucket] = graph
         self._eager_since_capture = 0
-        self.num_bytes += max(0, self._used_bytes() - before)
+        self.num_bytes += min(max(0, self._used_bytes() - before), _MOST_BYTES)
         if self.num_bytes >= self._limit_bytes:
             self._captures_while_serving = False
         return True
