@@ -45,7 +45,7 @@ HELP: dict[str, tuple[str, str, str]] = {
         "GPU: what benchmarks/gpu_suite.py measured of attention kernels here, for auto to choose by.",
     ),
     "enforce_eager": (MODEL_PANEL, "", "GPU: launch every kernel of a decode step by itself instead of one graph."),
-    "deterministic": (MODEL_PANEL, "", "Same tokens whatever the batch, plan or worker; somewhat slower."),
+    "deterministic": (MODEL_PANEL, "", "CPU: same tokens whatever the batch, plan or worker; somewhat slower."),
     "seed": (
         MODEL_PANEL,
         "N",
