@@ -7,17 +7,16 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import msgspec
 
 from colocate.bench.http import HttpError, exchange
+from colocate.bench.outcome import LoadCounts, make_row, microseconds, outcome_of
 from colocate.bench.plan import BenchPlan
 from colocate.bench.prompts import Answered, Prompts
 from colocate.bench.records import Outcome, Phase, RequestRow
 from colocate.bench.stream import StreamSink
 from colocate.bench.target import Target
-from colocate.telemetry.quantiles import quantile
 from colocate.workload.prompts import PromptLayout, lay_out
 from colocate.workload.rows import WorkloadRow
 
@@ -25,29 +24,6 @@ _SPIN_S = 0.0015  # timers of the event loop wake up to a millisecond late: the 
 _IDLE_S = 0.003  # with so much time until the next request, another prompt can be made
 _MOST_PREPARED = 256 << 20  # bytes of requests made before they are due
 _PREPARED_PER_SLOT = 16  # a closed loop may not come to most of its rows
-_REJECTED = (429, 503)
-
-
-@dataclass(slots=True)
-class LoadCounts:
-    """What a progress display and the manifest want to know; kept up to date."""
-
-    offered: int = 0  # of the workload
-    sent: int = 0
-    in_flight: int = 0
-    most_in_flight: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
-    late_s: list[float] = field(default_factory=list)  # sent - due, of each request that was sent
-    num_prompts_told: int = 0  # answers whose usage says how long the prompt was
-    num_prompts_off: int = 0  # of those, not as planned
-    largest_prompt_error: int = 0  # tokens, with its sign
-    num_short: int = 0  # finished with fewer or more tokens than asked for
-
-    def lateness(self) -> dict[str, float | None]:
-        late = sorted(self.late_s)
-        if not late:
-            return {"p50": None, "p99": None, "max": None}
-        return {"p50": quantile(late, 0.5), "p99": quantile(late, 0.99), "max": late[-1]}
 
 
 class LoadRun:
@@ -216,7 +192,7 @@ class LoadRun:
             if sent_s is not None:
                 self.counts.in_flight -= 1
         due_s = self._rows[index].arrival_s if due_s is None else due_s
-        self._write(index, due_s, sent_s, sink, outcome or _outcome(sink))
+        self._write(index, due_s, sent_s, sink, outcome or outcome_of(sink))
         if index in self._ended:
             self._answers[self._layouts[index].answer] = Answered(sink.token_ids, "".join(sink.text))
             self._ended[index].set()
@@ -264,10 +240,10 @@ class LoadRun:
         ended_s = sink.last_byte_s if outcome == "finished" else self.clock()
         row = msgspec.structs.replace(
             row,
-            end_s=None if sent_s is None or ended_s is None else _us(ended_s),
+            end_s=None if sent_s is None or ended_s is None else microseconds(ended_s),
             token_ids=tuple(sink.token_ids) if self._plan.keep_token_ids else None,
         )
-        self._count(row, sink)
+        self.counts.add(row, sink.prompt_tokens)
         self._written.add(index)
         try:
             self._on_row(row)
@@ -284,60 +260,6 @@ class LoadRun:
             return "warmup"
         return "cooldown" if at_s >= self._plan.workload.duration_s - self._plan.cooldown_s else "measured"
 
-    def _count(self, row: RequestRow, sink: StreamSink) -> None:
-        counts = self.counts
-        counts.outcomes[row.outcome] = counts.outcomes.get(row.outcome, 0) + 1
-        if row.outcome == "finished" and row.output_tokens != row.max_tokens:
-            counts.num_short += 1
-        if sink.prompt_tokens is not None:
-            counts.num_prompts_told += 1
-            if error := sink.prompt_tokens - row.prompt_tokens:
-                counts.num_prompts_off += 1
-                counts.largest_prompt_error = max(counts.largest_prompt_error, error, key=abs)
-
-
-def make_row(
-    index: int,
-    row: WorkloadRow,
-    phase: Phase,
-    due_s: float,
-    sent_s: float | None,
-    sink: StreamSink,
-    outcome: Outcome,
-) -> RequestRow:
-    """What a sink has seen as a row, without its end."""
-    token_s, source = sink.tokens()
-    return RequestRow(
-        index=index,
-        scheduled_s=_us(due_s),
-        phase=phase,
-        prompt_tokens=row.prompt_tokens,
-        max_tokens=row.output_tokens,
-        outcome=outcome,
-        sent_s=None if sent_s is None else _us(sent_s),
-        first_byte_s=None if sink.first_byte_s is None else _us(sink.first_byte_s),
-        token_s=tuple(_us(at_s) for at_s in token_s),
-        status=sink.status,
-        finish_reason=sink.finish_reason,
-        error=sink.error,
-        error_kind=sink.error_kind,
-        output_tokens=len(token_s),
-        token_source=source,
-        cached_tokens=sink.cached_tokens,
-        retry_after_s=sink.retry_after_s,
-        slo_class=row.slo_class,
-        session=row.session,
-        stages=sink.stages,
-    )
-
-
-def _outcome(sink: StreamSink) -> Outcome:
-    if sink.error is None:
-        return "finished"
-    if sink.status in _REJECTED:
-        return "rejected"
-    return "timed_out" if sink.error_kind == "timeout" else "failed"
-
 
 def _turns_before(rows: tuple[WorkloadRow, ...]) -> dict[int, int]:
     """Index of a later turn -> index of the turn before."""
@@ -349,10 +271,6 @@ def _turns_before(rows: tuple[WorkloadRow, ...]) -> dict[int, int]:
                 before[index] = last[row.session]
             last[row.session] = index
     return before
-
-
-def _us(seconds: float) -> float:
-    return round(seconds, 6)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from colocate.bench.http import HttpError
-from colocate.bench.loop import make_row
+from colocate.bench.outcome import make_row
 from colocate.bench.stream import StreamSink
 from colocate.workload.rows import WorkloadRow
 
