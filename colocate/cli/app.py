@@ -666,9 +666,9 @@ def sweep(
     arrivals: Annotated[
         str | None, typer.Option(metavar="NAME", help="poisson, constant, or gamma:CV.", rich_help_panel="Load")
     ] = None,
-    shape: Annotated[
+    proportion: Annotated[
         list[str] | None,
-        typer.Option(metavar="A,B", help="Proportion of the two rates of a pattern.", rich_help_panel="Load"),
+        typer.Option(metavar="A,B", help="Of the two rates of a pattern that has two.", rich_help_panel="Load"),
     ] = None,
     period: Annotated[
         str | None, typer.Option(metavar="S", help="phase-shifting: both phases once.", rich_help_panel="Load")
@@ -715,7 +715,7 @@ def sweep(
         "lengths": lengths or None,
         "pattern": pattern,
         "arrivals": arrivals,
-        "shape": numbers(shape, "--shape", float),
+        "proportion": numbers(proportion, "--proportion", float),
         "period": period,
         "duration": duration,
         "warmup": warmup,

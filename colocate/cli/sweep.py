@@ -128,13 +128,15 @@ def _load(options: SweepOptions) -> Load:
             raise ConfigError(flag, f"cannot be {value}", "at least 1")
     recipe = Recipe(
         trace=None if options.workload is None else Path(options.workload),
-        rates=options.shape,
+        rates=options.proportion,
         lengths=options.lengths,
         pattern=options.pattern,
         arrivals=options.arrivals,
         duration_s=None if options.duration is None else options.seconds("duration"),
         period_s=options.seconds("period"),
         block_tokens=options.block_tokens,
+        shape=options.sharing.shape,
+        classes=options.mix,
     )
     load = Load(
         recipe=recipe,

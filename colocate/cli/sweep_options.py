@@ -12,18 +12,34 @@ from typing import Any
 
 import msgspec
 import yaml
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from colocate.bench.plan import DRAIN_S, LATENESS_BOUND_S, TIMEOUT_S
 from colocate.bench.sweep.arms import CHUNK_SIZES, DEFAULT_ARMS
 from colocate.bench.sweep.estimate import parse_duration
 from colocate.config.settings import SETTINGS
 from colocate.errors import ConfigError
+from colocate.workload.patterns import PatternShape
 
+_USUAL = PatternShape()
 Time = str | int | float  # `90`, `90s`, `10m`, `2h`
 
 # What a sweep sets itself, or what has no meaning for servers that live for one run.
 NOT_FOR_SERVERS = ("mode", "plan", "seed", "host", "port", "api_key", "admin_key", "event_log", "served_model_name")
+
+
+class Sharing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """As `PatternShape`."""
+
+    shared_tokens: int = _USUAL.shared_tokens
+    num_shared: int = _USUAL.num_shared
+    num_uses: int = _USUAL.num_uses
+    num_prefixes: int = _USUAL.num_prefixes
+    block_tokens: int = _USUAL.block_tokens
+
+    @property
+    def shape(self) -> PatternShape:
+        return PatternShape(**structs.asdict(self))
 
 
 class SweepOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,7 +61,9 @@ class SweepOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     arrivals: str = "poisson"
     duration: Time | None = None
     period: Time = 60.0
-    shape: tuple[float, ...] = ()
+    proportion: tuple[float, ...] = ()
+    sharing: Sharing = Sharing()  # of the prefix patterns
+    mix: dict[str, float] = {}  # SLO classes by weight
     block_tokens: int = 512
     warmup: Time = 5.0
     cooldown: Time = 0.0

@@ -82,3 +82,16 @@ def test_the_shipped_files_can_be_run_in_their_time(
 
 def _pairs(flags: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(flag[2:].replace("-", "_"), value) for flag, value in zip(flags[::2], flags[1::2], strict=True)]
+
+
+def test_a_file_mixes_classes_and_says_how_much_is_shared(tmp_path: Path) -> None:
+    options = read_options(
+        _write(tmp_path / "s.yaml", "mix: {chat: 3, batch: 1}\nsharing: {shared-tokens: 512}\n"), {}, {}
+    )
+    recipe = Recipe(pattern="same-document", lengths=("64/8",), classes=options.mix, shape=options.sharing.shape)
+    made = Load(recipe=recipe, min_requests=400, warmup_s=0.0).at(20.0, 0)
+    share = sum(row.slo_class == "chat" for row in made.rows) / len(made.rows)
+    assert share == pytest.approx(0.75, abs=0.08)
+    assert all(row.prompt_tokens > 512 for row in made.rows)
+    with pytest.raises(ConfigError, match="shared-token"):
+        read_options(_write(tmp_path / "s.yaml", "sharing: {shared-token: 512}\n"), {}, {})

@@ -1,6 +1,7 @@
 """Reports from results: one model, three renderers.
 
 collect     folders to runs, points and arms
+curves      attainment against rate of each arm, and two arms against each other
 verdict     who wins, and whether dynamic partitioning pays
 sections/   everything below the first screen
 comparison  A against B

@@ -9,6 +9,7 @@ from pathlib import Path
 import colocate
 from colocate.bench.report.collect import Evidence, attainment_of, collect
 from colocate.bench.report.comparison import check_arms, comparison_sections, comparison_words
+from colocate.bench.report.curves import Curve, curves, goodput_of, slo_cases
 from colocate.bench.report.device import device_words
 from colocate.bench.report.model import REPORT_VERSION, ReportModel, Section, SloVerdict, Verdict
 from colocate.bench.report.sections.definitions import definitions_section
@@ -18,7 +19,7 @@ from colocate.bench.report.sections.rates import attainment_section, goodput_sec
 from colocate.bench.report.sections.server import failures_section, memory_section
 from colocate.bench.report.sections.shares import ablation_section, heat_section
 from colocate.bench.report.sections.trust import missing_words, quality_section, reproduce_section, validity_section
-from colocate.bench.report.verdict import Curve, curves, goodput_of, judge, slo_cases
+from colocate.bench.report.verdict import judge
 from colocate.bench.report.words import count, listed, number, percent
 
 
@@ -91,6 +92,10 @@ def _headline(evidence: Evidence, device: str, verdict: SloVerdict, found: Mappi
         return f"{start}, dynamic partitioning pays: {dynamic} beats the best static plan, {static}."
     if verdict.finding == "static":
         return f"{start}, the best static plan is enough: {static} beats {dynamic}, the best dynamic arm."
+    if verdict.finding == "tie" and found[dynamic].is_open and found[static].is_open:
+        return (
+            f"{start}, the best static plan is enough up to the highest rate tested: {static} and {dynamic} keep 90%."
+        )
     if verdict.finding == "tie":
         return (
             f"{start}, the best static plan is enough: {dynamic}, the best dynamic arm, is not distinguishable from "
@@ -116,6 +121,9 @@ def _cautions(evidence: Evidence, found: Mapping[str, Curve]) -> tuple[str, ...]
     """What a reader of the first screen has to know before believing it."""
     words = list(evidence.slo_notes)
     left_out = [view for view in evidence.views if not view.counts]
+    empty = [f"{point.arm} at {point.load}" for point in evidence.points if not point.views]
+    if empty:
+        words.append(f"Failed, without a run that counts: {listed(empty, 6)}.")
     if left_out:
         words.append(f"{len(left_out)} of {count(len(evidence.views), 'run')} left out (late client, cut, or failed).")
     if evidence.unreadable:

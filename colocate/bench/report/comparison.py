@@ -13,9 +13,9 @@ from colocate.bench.arms import compare_arms
 from colocate.bench.figures import RunFigures
 from colocate.bench.metrics.denominators import denominator
 from colocate.bench.report.collect import Evidence, Point
+from colocate.bench.report.curves import compare as compare_curves
+from colocate.bench.report.curves import curves, share_bounds, slo_cases
 from colocate.bench.report.model import Cell, Column, Difference, Section, SloVerdict, Table
-from colocate.bench.report.verdict import compare as compare_curves
-from colocate.bench.report.verdict import curves, share_bounds, slo_cases
 from colocate.bench.report.words import count, interval, number, signed
 from colocate.bench.statistics import Comparison, Interval, compare, means
 from colocate.errors import ConfigError

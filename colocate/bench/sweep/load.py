@@ -34,7 +34,7 @@ class Load:
 
     def at(self, rate: float, seed: int) -> Workload:
         """Raises ConfigError: a recipe that cannot be, a trace with too few requests."""
-        whole = self._whole_trace(rate)
+        whole = self._whole_trace(rate, seed)
         duration_s = self.duration_s(rate)
         for _ in range(_TRIES):
             workload = self._pattern(rate, seed, duration_s) if whole is None else first_seconds(whole, duration_s)
@@ -52,10 +52,10 @@ class Load:
         end_s = workload.duration_s - self.cooldown_s
         return sum(self.warmup_s <= row.arrival_s < end_s for row in workload.rows)
 
-    def _whole_trace(self, rate: float) -> Workload | None:
+    def _whole_trace(self, rate: float, seed: int) -> Workload | None:
         if self.recipe.trace is None:
             return None
-        return at_rate(cook(replace(self.recipe, rates=(), duration_s=None), 0), rate)
+        return at_rate(cook(replace(self.recipe, rates=(), duration_s=None), seed), rate)
 
     def _pattern(self, rate: float, seed: int, duration_s: float) -> Workload:
         shape = self.recipe.rates or (1.0,)

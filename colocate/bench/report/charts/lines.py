@@ -66,7 +66,7 @@ def _draw_panel(axes: Axes, chart: LineChart, panel: Panel) -> None:
         plain_log(axes, "x")
     else:
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(8 if is_single else 4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(8 if is_single else 5, steps=[1, 2, 4, 5, 10]))
     if chart.is_y_log:
         plain_log(axes, "y")
     else:

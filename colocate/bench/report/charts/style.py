@@ -1,7 +1,7 @@
 """How every chart looks: colours by CSS variable (light, dark and print), dashes, markers, sizes.
 
-Colours are those of Okabe and Ito (2008), which people with any of the usual colour blindnesses can tell apart; two are
-darker on white, for contrast. An arm also has a dash and a marker of its own, so that print in grey is enough.
+Colours are those of Okabe and Ito (2008), which people with any of the usual colour blindnesses can tell apart; some
+are darker on white, for contrast. An arm also has a dash and a marker of its own, so that print in grey is enough.
 
 matplotlib draws with placeholder colours; `to_inline_svg` replaces them by variables, so one SVG serves light and dark.
 """
@@ -27,7 +27,7 @@ _LEGEND_CHARS = 60  # that fit beside each other, 8 of them for each sample of a
 INK, MUTED, GRID, PAGE = "#010203", "#010204", "#010205", "#010206"
 _SLOTS = tuple(f"#0a0b{slot:02x}" for slot in range(8))
 _ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAGE: "page", **{c: f"arm-{i}" for i, c in enumerate(_SLOTS)}}
-_LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8528b", "#a87000", "#56b4e9", "#202428", "#8a7d00")
+_LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8528b", "#a87000", "#3b9ad6", "#202428", "#8a7d00")
 _DARK = ("#4aa8e0", "#f08040", "#2cc79a", "#dd96bd", "#e69f00", "#8fd0f5", "#e8eaed", "#f0e442")
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")

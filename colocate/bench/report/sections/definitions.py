@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from colocate.bench.metrics.denominators import DENOMINATORS
 from colocate.bench.metrics.window import offered
 from colocate.bench.report.collect import Evidence, Point
+from colocate.bench.report.curves import RATE, targets_text
 from colocate.bench.report.model import Cell, Column, Section, SloVerdict, Table
-from colocate.bench.report.verdict import RATE, targets_text
 from colocate.bench.report.words import number, percent
 from colocate.bench.slo_library import Definition, DefinitionFigure, evaluate, published_definitions
 from colocate.bench.statistics import proportion

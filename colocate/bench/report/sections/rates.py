@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from colocate.bench.metrics.attainment import Measure
 from colocate.bench.report.collect import Evidence, Point
+from colocate.bench.report.curves import RATE, Curve
 from colocate.bench.report.model import (
     TARGET_SHARE,
     Arm,
@@ -22,7 +23,6 @@ from colocate.bench.report.model import (
     Series,
     Table,
 )
-from colocate.bench.report.verdict import RATE, Curve
 from colocate.bench.report.words import count, listed, number, percent
 from colocate.bench.statistics import Proportion, proportion
 

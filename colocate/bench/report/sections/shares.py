@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from colocate.bench.report.collect import Evidence, attainment_of, split_of
+from colocate.bench.report.curves import RATE, Curve, best
 from colocate.bench.report.model import TARGET_SHARE, Arm, Cell, Column, HeatChart, Section, Table
-from colocate.bench.report.verdict import RATE, Curve, best
 from colocate.bench.report.words import listed, number, percent
 
 _CELLS = {

@@ -135,7 +135,7 @@ def quality_section(evidence: Evidence) -> Section | None:
                 same, of = same + counted[0], of + counted[1]
         share = percent(same / of) if of else None
         rows.append((Cell(text=name), Cell(of), Cell(same), Cell(text="-") if share is None else Cell(share)))
-    columns = (Column("arm"), Column("compared", "requests"), Column("identical", "requests"), Column("identical", "%"))
+    columns = (Column("arm"), Column("compared", "requests"), Column("identical", "requests"), Column("share", "%"))
     caption = f"Answers of finished requests with exactly the tokens that {reference} gave to the same request."
     lead = ("Tokens are comparable where requests are greedy. Accuracy of a task is not judged here.",)
     return Section("quality", "Quality", lead, (), (Table("identical", caption, columns, tuple(rows)),))
