@@ -151,7 +151,7 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("compiler", facts["compiler"] or "none found"),
         ("kernel", ", ".join(f"{name} {'works' if works else 'REFUSED'}" for name, works in facts["kernel"].items())),
         ("GPU", ", ".join(gpu["usable"]) + f", driver {gpu['driver']}" if gpu["usable"] else f"none: {gpu['why_not']}"),
-        ("MPS", ", ".join(gpu["mps_binaries"]) or "no nvidia-cuda-mps-control on the path"),
+        ("MPS", ", ".join(gpu["mps_binaries"]) or "no nvidia-cuda-mps-control found"),
         ("plans", f"{', '.join(names)}; default split {plans['default_split']}"),
     ]
     return lines

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from colocate.device.cuda.mps import CONTROL, SERVER, find_program
 
 _NVIDIA_PCI_VENDOR = "0x10de"
 _DISPLAY_CLASSES = ("0x0300", "0x0302")
@@ -27,11 +29,7 @@ def probe_gpu() -> GpuReport:
     names, driver, nvml_error = _ask_nvml()
     pci = _count_pci()
     has_files = any(Path("/dev").glob("nvidia[0-9]*"))
-    mps = tuple(
-        path
-        for name in ("nvidia-cuda-mps-control", "nvidia-cuda-mps-server")
-        if (path := shutil.which(name)) is not None
-    )
+    mps = tuple(path for name in (CONTROL, SERVER) if (path := find_program(name, os.environ)) is not None)
     return GpuReport(names, driver, "" if names else _reason(nvml_error, pci, has_files), pci, has_files, mps)
 
 

@@ -88,6 +88,7 @@ def test_one_worker_that_runs_without_mps_in_silence_is_found_out() -> None:
         ("lost-sm", (PREFILL, DECODE), {"armed"}),
         ("graph-escapes", (DECODE,), {"graph"}),
         ("private-memory", (PREFILL,), {"worker_killed"}),
+        ("no-import", (PREFILL,), {"worker_killed"}),
     ],
 )
 def test_a_broken_promise_fails_its_check(promise: str, workers: tuple[str, ...], expected: set[str]) -> None:

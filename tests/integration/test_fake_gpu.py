@@ -39,6 +39,16 @@ def test_the_text_is_that_of_a_cpu() -> None:
     assert _generate(*_GPU, COLOCATE_FAKE_CUDA="1") == wanted
 
 
+def test_a_driver_that_does_not_share_memory_is_a_refusal() -> None:
+    """Not a crash loop: under MPS it is unproven that this transport works."""
+    with start_daemon(
+        *_GPU, environment={"COLOCATE_FAKE_CUDA": "1", "COLOCATE_FAKE_CUDA_BREAK": "no-import"}, wait=False
+    ) as daemon:
+        assert daemon.wait_exit(START_LIMIT_S) == 2
+        assert "--memory-transport ipc" in daemon.output and "CUDA_ERROR_NOT_SUPPORTED" in daemon.output
+        daemon.assert_nothing_left()
+
+
 _FAKE = {"COLOCATE_FAKE_CUDA": "1", "OMP_NUM_THREADS": "1"}
 _SERVED = (*_GPU, "--dtype", "float32", "--max-num-batched-tokens", "16")
 _LIMIT_S = 2 * START_LIMIT_S  # the interpreter warms up after every restart

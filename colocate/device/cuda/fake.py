@@ -37,6 +37,7 @@ from colocate.device.cuda.driver import (
     INVALID_VALUE,
     MPS_CLIENT_TERMINATED,
     MPS_SERVER_NOT_READY,
+    NOT_SUPPORTED,
     CudaError,
     GpuFacts,
     GreenContext,
@@ -260,6 +261,8 @@ class FakeDriver:
 
     def import_(self, fd: int) -> int:
         self._enter("import_", needs_context=False)
+        if Break.NO_IMPORT in self._breaks:
+            raise cuda_error(_CALLS["import_"], NOT_SUPPORTED)
         return self._memory.import_(fd)
 
     def map(self, index: int, handle: int, num_bytes: int, *, writable: bool) -> int:

@@ -20,6 +20,7 @@ class Break(StrEnum):
     )
     LOST_SM = "lost-sm"  # every green context gets one SM less than it was asked for
     GRAPH_ESCAPES = "graph-escapes"  # a replayed graph runs on the whole device
+    NO_IMPORT = "no-import"  # memory that another process made is refused
     PRIVATE_MEMORY = "private-memory"  # what this process writes nobody else sees, and it is lost with it
 
 

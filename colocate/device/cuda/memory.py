@@ -15,8 +15,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from colocate.device.cuda.driver import CudaDriver
-from colocate.errors import InvariantError
+from colocate.device.cuda.driver import CudaDriver, CudaError
+from colocate.errors import ConfigError, InvariantError
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,23 @@ def open_transport(name: str, driver: CudaDriver, index: int) -> MemoryTransport
     if name == IpcTransport.name:
         return IpcTransport(driver, index)
     raise InvariantError(f"no memory transport is named {name!r}")
+
+
+def map_kept(transport: MemoryTransport, ticket: Ticket, *, writable: bool) -> DeviceMapping:
+    """`transport.map` in a process of a run. Raises ConfigError where the driver does not share memory in this way,
+    CudaError where the GPU faulted."""
+    try:
+        return transport.map(ticket, writable=writable)
+    except CudaError as error:
+        if error.is_fatal:
+            raise
+        raise not_shared(transport.name, error) from error
+
+
+def not_shared(transport: str, error: CudaError) -> ConfigError:
+    other = IpcTransport.name if transport == VmmTransport.name else VmmTransport.name
+    problem = f"the driver does not share memory over {transport!r} here: {error}"
+    return ConfigError("memory_transport", problem, f"--memory-transport {other}, and see colocate doctor")
 
 
 def round_up(num_bytes: int, granularity: int) -> int:

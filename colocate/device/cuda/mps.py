@@ -63,14 +63,17 @@ def find_tools(environ: Mapping[str, str]) -> MpsTools:
     """On PATH, else where drivers put them. On the fake driver its own stand-in. Raises ConfigError."""
     if environ.get("COLOCATE_FAKE_CUDA") == "1":
         return MpsTools(fake_mps.COMMAND)
-    folders = [*environ.get("PATH", "").split(os.pathsep), *_DRIVER_FOLDERS]
-    control = shutil.which(CONTROL, path=os.pathsep.join(folders))
-    server = shutil.which(SERVER, path=os.pathsep.join(folders))
+    control, server = find_program(CONTROL, environ), find_program(SERVER, environ)
     if control is None or server is None:
         missing = CONTROL if control is None else SERVER
         problem = f"{missing} is neither on PATH nor in {', '.join(_DRIVER_FOLDERS)}: two processes would take turns"
         raise ConfigError("mps", problem, f"install the driver's MPS binaries, {_SINGLE_PROCESS}")
     return MpsTools((control,), str(Path(server).parent))
+
+
+def find_program(name: str, environ: Mapping[str, str]) -> str | None:
+    folders = [*environ.get("PATH", "").split(os.pathsep), *_DRIVER_FOLDERS]
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def check_environment(environ: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from colocate.device.cuda.backend import Backend
-from colocate.device.cuda.memory import DeviceMapping, Ticket, open_transport
+from colocate.device.cuda.memory import DeviceMapping, Ticket, map_kept, open_transport
 from colocate.errors import ChannelClosed
 from colocate.messages.spec import ProcessSpec
 from colocate.worker.attach import connect_until
@@ -39,7 +39,7 @@ class CudaMemory:
 def attach_cuda(spec: ProcessSpec, backend: Backend) -> CudaMemory:
     """Map weights and KV in the current context. Waits while the keeper still loads, at most the start deadline.
 
-    Raises ChannelClosed where the keeper is gone or late, CudaError where the driver refuses.
+    Raises ChannelClosed where the keeper is gone or late, and as `map_kept`.
     """
     deadline_s = time.monotonic() + spec.config.supervisor.start_timeout_s
     with connect_until(spec.keeper_address, deadline_s) as peer:
@@ -50,7 +50,7 @@ def attach_cuda(spec: ProcessSpec, backend: Backend) -> CudaMemory:
     mappings: dict[str, DeviceMapping] = {}
     try:
         for name in ("weights", "kv"):
-            mappings[name] = transport.map(tickets.pop(name), writable=name == "kv")
+            mappings[name] = map_kept(transport, tickets.pop(name), writable=name == "kv")
     except BaseException:
         for mapping in mappings.values():
             mapping.close()

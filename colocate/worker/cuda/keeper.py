@@ -18,7 +18,7 @@ from msgspec import MsgspecError, msgpack
 from colocate.config.sizes import format_size
 from colocate.device.cuda.backend import is_fake_chosen
 from colocate.device.cuda.driver import OUT_OF_MEMORY, CudaDriver, CudaError
-from colocate.device.cuda.memory import DeviceSegment, IpcTransport, MemoryTransport, Ticket, open_transport
+from colocate.device.cuda.memory import DeviceSegment, IpcTransport, MemoryTransport, Ticket, not_shared, open_transport
 from colocate.errors import ChannelClosed, ConfigError
 from colocate.messages.spec import ProcessSpec
 from colocate.model.config import load_model_config
@@ -153,8 +153,10 @@ def _allocate(transport: MemoryTransport, name: str, num_bytes: int) -> DeviceSe
     try:
         return transport.allocate(name, num_bytes)
     except CudaError as error:
-        if error.code != OUT_OF_MEMORY:
+        if error.is_fatal:
             raise
+        if error.code != OUT_OF_MEMORY:
+            raise not_shared(transport.name, error) from None
         problem = f"the GPU has no {format_size(num_bytes)} left for {name}"
         remedy = "end other programs on the GPU, or lower --gpu-memory-utilization (or --kv-memory where it is given)"
         raise ConfigError("gpu_memory_utilization", problem, remedy) from None

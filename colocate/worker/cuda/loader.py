@@ -18,7 +18,7 @@ from msgspec import msgpack
 from torch import Tensor
 
 from colocate.device.cuda.backend import Backend, open_backend
-from colocate.device.cuda.memory import Ticket, open_transport
+from colocate.device.cuda.memory import Ticket, map_kept, open_transport
 from colocate.errors import ConfigError
 from colocate.model.checksum import PIECE_BYTES, checksum
 from colocate.model.config import load_model_config
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
 def load(job: LoaderJob, backend: Backend, send: Callable[[Report], None]) -> int:
     """Fill the segments of the job. Returns the checksum of the weights, read back. Raises ConfigError, CudaError."""
     transport = open_transport(job.transport, backend.driver, job.facts.device_index)
-    mappings = [transport.map(ticket, writable=True) for ticket in tickets_of(job)]
+    mappings = [map_kept(transport, ticket, writable=True) for ticket in tickets_of(job)]
     views = {each.name: backend.tensor(each.address, each.num_bytes) for each in mappings}
     # Blocks that were never written are read as well (and masked): an old NaN in them would spread. The fake device's
     # pages are zeros, and would be taken by touching them.

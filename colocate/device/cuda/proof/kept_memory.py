@@ -34,9 +34,12 @@ _TRANSPORT_REMEDY = "serve with --memory-transport ipc, and report this output"
 def check_worker_killed(crew: Crew) -> Check:
     """A writer writes half of the memory over and over and is killed; the reader finds the other half as it was, and
     so does the writer's successor."""
-    num_bytes = make_memory(crew, _NUM_BYTES)
-    map_memory(crew, PREFILL, num_bytes, writable=True)
-    map_memory(crew, DECODE, num_bytes, writable=False)
+    try:
+        num_bytes = make_memory(crew, _NUM_BYTES)
+        map_memory(crew, PREFILL, num_bytes, writable=True)
+        map_memory(crew, DECODE, num_bytes, writable=False)
+    except ProbeRefused as error:
+        return WORKER_KILLED.failed(f"memory of a process without a context is refused: {error}", _TRANSPORT_REMEDY)
     writer = crew.worker(PREFILL)
     writer.ask(WritePattern(_SEED), Done, crew.limits.memory_s)
     before = count_wrong(crew, DECODE)
