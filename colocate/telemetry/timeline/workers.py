@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,6 @@ class _Sent:
     num_tokens: int
     context: int  # tokens computed before, of all rows
     urgent: bool
-    set_aside: bool = False  # an urgent one came while it was there
 
 
 class WorkerTracks:
@@ -40,6 +40,7 @@ class WorkerTracks:
         self._forwards = NestedTracks(writer, prefill, "prefill forwards")
         self._steps = NestedTracks(writer, decode, "decode steps")
         self._sent: dict[int, _Sent] = {}
+        self._urgent: deque[tuple[int, int]] = deque(maxlen=64)  # when the last ones ran
         self._handed: dict[RequestId, tuple[Track, int]] = {}  # first token drawn, in no step yet
         self._plans = {engine.settings.first_plan_seq: engine.plan.name}
         self.num_forwards = 0
@@ -65,9 +66,6 @@ class WorkerTracks:
         message = command.message
         if isinstance(message, PrefillBatch):
             rows = message.rows
-            if message.urgent:
-                for sent in self._sent.values():
-                    sent.set_aside = True
             self._sent[message.batch_id] = _Sent(
                 len(rows), sum(len(row.token_ids) for row in rows), sum(row.start for row in rows), message.urgent
             )
@@ -99,7 +97,9 @@ class WorkerTracks:
             "context_tokens": sent.context,
             "plan": self._plan(done.plan_seq),
         }
-        if sent.set_aside:
+        if sent.urgent:
+            self._urgent.append((done.started_ns, done.finished_ns))
+        elif any(done.started_ns < begin_ns and end_ns < done.finished_ns for begin_ns, end_ns in self._urgent):
             args["set_aside"] = "for an urgent prompt"
         name = "urgent prefill" if sent.urgent else "prefill"
         self._writer.slice(track, f"{name} of {sent.num_tokens}", done.started_ns, done.finished_ns, args)
