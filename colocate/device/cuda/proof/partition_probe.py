@@ -168,13 +168,16 @@ class PartitionProbe:
         """A thread for each: launches of the fake device return when the work is done."""
         pairs = list(zip(greens, self._burns, strict=False))
         problems: list[Exception] = []
+        together = threading.Barrier(len(pairs))  # starting a thread takes long on a busy machine
 
         def launch(green: GreenContext, burn: BurnProbe) -> None:
             try:
                 self._backend.driver.retain_primary(self._index)  # makes it current in this thread, too
+                together.wait()
                 burn.launch(green, rounds)
             except Exception as error:
                 problems.append(error)
+                together.abort()
 
         threads = [threading.Thread(target=launch, args=pair) for pair in pairs]
         for thread in threads:
