@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner, Result
 
 from colocate.cli.app import app
@@ -194,3 +197,39 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     assert "cannot read" in refusal("show", tmp_path / "none.csv").problem
     assert refusal("make", "waves", "-o", out, "--rate", 1, "--lengths", "5/5").where == "--pattern"
     assert run("make").exit_code == 2
+
+
+SAMPLES = Path("configs/bench/workloads")
+SAMPLE_COMMANDS = [
+    line.split()[2:] for line in (SAMPLES / "README.md").read_text().splitlines() if line[:9] == "colocate "
+]
+
+
+def test_each_sample_is_what_its_command_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {path.name: read_workload(path) for path in SAMPLES.glob("*.jsonl")}
+    monkeypatch.chdir(tmp_path)
+    for command in SAMPLE_COMMANDS:
+        done(*command)
+    made = {path.name: read_workload(path) for path in tmp_path.iterdir()}
+    assert made.keys() == kept.keys()
+    assert {pattern for pattern in SHAPES if pattern != "steady"} <= {command[1] for command in SAMPLE_COMMANDS}
+    for name, load in made.items():
+        # A logarithm may differ in its last place between C libraries.
+        assert load.duration_s == pytest.approx(kept[name].duration_s)
+        for row, known in zip(load.rows, kept[name].rows, strict=True):
+            assert row.arrival_s == pytest.approx(known.arrival_s)
+            assert replace(row, arrival_s=0.0) == replace(known, arrival_s=0.0)
+            assert row.prompt_tokens + row.output_tokens <= 1100
+
+
+def test_traces_are_those_that_the_sources_name() -> None:
+    folder = Path("benchmarks/traces")
+    sums = re.findall(r"^([0-9a-f]{64})  (\S+)$", (folder / "SOURCES.md").read_text(), re.MULTILINE)
+    assert {name for _, name in sums} == {path.name for path in folder.iterdir()} - {"SOURCES.md"}
+    for expected, name in sums:
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
+
+
+def test_the_rows_in_the_documentation_are_a_workload(tmp_path: Path) -> None:
+    (tmp_path / "doc.jsonl").write_text(Path("docs/workloads.md").read_text().split("```json\n")[1].split("```")[0])
+    assert [row.session for row in read_workload(tmp_path / "doc.jsonl").rows] == ["", "a", "a"]
