@@ -51,6 +51,13 @@ def write_report(model: ReportModel, files: dict[str, Path]) -> None:
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(path)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
+            _remove(unfinished)
             problem = f"cannot be written: {error.strerror}"
             raise ConfigError(str(path), problem, "choose another place with --out") from None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass  # where its folder could not be made, there is nothing to remove

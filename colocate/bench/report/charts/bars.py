@@ -18,6 +18,7 @@ from colocate.bench.report.charts.style import (
     legend_height,
     marker,
     new_figure,
+    short,
     to_inline_svg,
 )
 from colocate.bench.report.model import BarChart, DotChart, HeatChart
@@ -40,7 +41,7 @@ def draw_dots(chart: DotChart) -> str:
                           arrowprops={"arrowstyle": "->", "color": shade, "linewidth": 1.2})  # fmt: skip
         axes.plot([mark.x], [row], marker=marker(mark.slot) or "o", color=shade, markersize=6, markeredgecolor=PAGE,
                   markeredgewidth=0.5)  # fmt: skip
-    axes.set_yticks(list(rows), [mark.label for mark in chart.marks], fontsize=FONT_PT, color=INK)
+    axes.set_yticks(list(rows), [short(mark.label) for mark in chart.marks], fontsize=FONT_PT, color=INK)
     axes.invert_yaxis()
     axes.set_xlim(0, right * 1.1)
     return to_inline_svg(figure, chart.id, chart.alt)
@@ -67,7 +68,7 @@ def draw_bars(chart: BarChart) -> str:
         axes.barh(rows, values, 0.7, left=left, **style)
         left = [start + value for start, value in zip(left, values, strict=True)]
         handles.append(Patch(label=name, **style))
-    axes.set_yticks(rows, list(chart.rows), fontsize=FONT_PT, color=INK)
+    axes.set_yticks(rows, list(map(short, chart.rows)), fontsize=FONT_PT, color=INK)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set_xlim(0, chart.x_max)

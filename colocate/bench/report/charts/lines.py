@@ -19,6 +19,7 @@ from colocate.bench.report.charts.style import (
     marker,
     new_figure,
     plain_log,
+    short,
     to_inline_svg,
 )
 from colocate.bench.report.model import LineChart, Panel, ScatterChart, Series
@@ -54,7 +55,7 @@ def _draw_panel(axes: Axes, chart: LineChart, panel: Panel) -> None:
     is_single = len(chart.panels) == 1
     dress(axes, chart.x_label if is_single else "", chart.y_label if is_single else "")
     axes.tick_params(labelbottom=True)
-    axes.set_title(panel.title, color=INK, fontsize=FONT_PT, pad=3)
+    axes.set_title(short(panel.title), color=INK, fontsize=FONT_PT, pad=3)
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=NAMED_DASHES["dashdot"])
     for series in sorted(panel.series, key=lambda series: series.slot >= 0):
@@ -156,7 +157,7 @@ def draw_scatter(chart: ScatterChart) -> str:
             handles.append(Line2D([], [], linestyle="", marker=shape, color=shade, markersize=5.5, label=mark.label))
         else:
             axes.annotate(
-                mark.label, (mark.x, y), (3, 3), textcoords="offset points", fontsize=SMALL_PT - 1, color=MUTED
+                short(mark.label), (mark.x, y), (3, 3), textcoords="offset points", fontsize=SMALL_PT - 1, color=MUTED
             )
     plain_log(axes, "x")
     plain_log(axes, "y")

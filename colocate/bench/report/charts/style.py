@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WIDTH_IN = 4.4  # of a chart: 317 points, so text is no smaller on a phone
 FONT_PT = 9.0
 SMALL_PT = 8.2
+_LONGEST_NAME = 28
 _LEGEND_CHARS = 60  # that fit beside each other, 8 of them for each sample of a line
 
 INK, MUTED, GRID, PAGE = "#010203", "#010204", "#010205", "#010206"
@@ -47,7 +48,8 @@ NAMED_DASHES: dict[str, Any] = {
     "dashed": (0, (4.5, 2)),
     "dashdot": (0, (5, 1.5, 1, 1.5)),
 }
-HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oooo")
+# Lines only: a pattern of dots is a quarter of a megabyte of SVG.
+HATCHES = ("", "////", "----", "xxxx", "||||", "\\\\\\\\", "++++", "//")
 
 
 def colour(slot: int) -> str:
@@ -113,6 +115,8 @@ def legend(figure: Figure, handles: list[Any]) -> None:
     """Below the axes, in as many columns as the longest name allows."""
     if not handles:
         return
+    for handle in handles:
+        handle.set_label(short(str(handle.get_label())))
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(4, len(handles), int(_LEGEND_CHARS / (longest + 8))))
     found = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL_PT,
@@ -120,8 +124,14 @@ def legend(figure: Figure, handles: list[Any]) -> None:
     found.set_in_layout(True)
 
 
+def short(label: str) -> str:
+    """A name that leaves room for the chart; tables have it in full."""
+    return label if len(label) <= _LONGEST_NAME else f"{label[: _LONGEST_NAME - 2]}.."
+
+
 def legend_height(num: int, longest: int) -> float:
     """Inches that a legend of `num` names takes."""
+    longest = min(longest, _LONGEST_NAME)
     columns = max(1, min(4, num, int(_LEGEND_CHARS / (longest + 8))))
     return 0.18 * -(-num // columns) + 0.05 if num else 0.0
 

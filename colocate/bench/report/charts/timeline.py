@@ -18,6 +18,7 @@ from colocate.bench.report.charts.style import (
     legend,
     legend_height,
     new_figure,
+    short,
     to_inline_svg,
 )
 from colocate.bench.report.model import Band, Series, TimelineChart
@@ -91,7 +92,7 @@ def _draw_bands(axes: Axes, bands: tuple[Band, ...], unnamed: list[str]) -> None
             axes.text(
                 (band.start_s + band.end_s) / 2,
                 total * 0.5,
-                band.plan,
+                short(band.plan),
                 ha="center",
                 va="center",
                 fontsize=SMALL_PT,
