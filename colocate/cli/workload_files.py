@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from colocate.bench.prompts import open_folder
 from colocate.cli.workload import write
 from colocate.errors import ConfigError
 from colocate.workload.datasets import Count
@@ -82,16 +83,8 @@ def _convert_dataset(file: Path, out: Path, conversion: Conversion, pairs: list[
 
 
 def _counter(folder: Path) -> Count:
-    """Texts by themselves, without what a server puts before them."""
-    from tokenizers import Tokenizer
-
-    file = folder / "tokenizer.json" if folder.is_dir() else folder
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise ConfigError(
-            "--tokenizer", f"{file} is no tokenizer: {error}", "name a folder with tokenizer.json"
-        ) from None
+    """Texts by themselves, without what a server puts before them. Raises ConfigError."""
+    tokenizer = open_folder(folder).tokenizer
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
