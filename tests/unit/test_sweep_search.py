@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colocate.bench.records import SweepArm
-from colocate.bench.sweep.journal import RunResult
+from colocate.bench.sweep.journal import RunResult, differences
 from colocate.bench.sweep.search import Answer, Probe, Search, Tally, grid, next_step, seeds_of_part
 from colocate.bench.sweep.wanted import made_runs, next_of, wanted_runs
 from colocate.errors import ConfigError
@@ -136,6 +136,15 @@ def test_what_is_no_grid_is_refused(bounds: tuple[float, float, float]) -> None:
 def test_a_search_keeps_no_server(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--keep-server"):
         make_plan(tmp_path, search=SEARCH, keep_server=True)
+
+
+def test_a_search_sets_out_for_no_rate_and_another_grid_is_another_sweep(tmp_path: Path) -> None:
+    made, other = (
+        make_plan(tmp_path, rates=rates, search=SEARCH).manifest("now", {}, {}) for rates in ((1.0, 2.0), (1.0, 3.0))
+    )
+    assert made.rates == ()
+    assert len(differences(made, other)) == 1 and "search" in differences(made, other)[0]
+    assert differences(made, made) == []
 
 
 def test_arms_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from colocate.bench.records import SweepArm
 from colocate.bench.run import run_bench
 from colocate.bench.sweep.estimate import Estimate, Pace, duration, estimate_runs, estimate_search, pace_of
 from colocate.bench.sweep.failed import write_failed
-from colocate.bench.sweep.journal import Journal, RunResult, write_manifest
+from colocate.bench.sweep.journal import Journal, RunResult, cannot_write, write_manifest
 from colocate.bench.sweep.order import RunSpec
 from colocate.bench.sweep.plan import SweepPlan
 from colocate.bench.sweep.wanted import ResultOf, made_runs, wanted_runs
@@ -190,8 +190,12 @@ class SweepRunner:
         write_failed(RunFolder(folder), self._plan, spec, self._arms[spec.arm].system, workload, reason, command)
 
     def _keep_log(self, folder: Path) -> None:
-        if self._log.exists():
+        if not self._log.exists():
+            return
+        try:
             shutil.copyfile(self._log, folder / SERVER_LOG)
+        except OSError as error:
+            raise cannot_write(folder / SERVER_LOG, error) from None
 
     def _version(self, arm: SweepArm) -> str:
         if arm.system not in self._versions:

@@ -69,7 +69,7 @@ class SweepPlan:
             created=created,
             command=self.command,
             arms=self.arms,
-            rates=self.rates,
+            rates=() if self.search is not None else self.rates,  # a search runs few of its grid's
             seeds=self.seeds,
             recipe=self._recipe(),
             slo_classes=self.slo_classes,
@@ -90,7 +90,7 @@ class SweepPlan:
             "warmup_s": self.load.warmup_s,
             "cooldown_s": self.load.cooldown_s,
             "default_slo_class": self.default_slo_class,
-            "search": None if self.search is None else asdict(self.search),
+            "search": None if self.search is None else {**asdict(self.search), "rates": list(self.rates)},
             "keep_server": self.keep_server,
             "order_seed": self.order_seed,
             "endpoint": self.endpoint,
