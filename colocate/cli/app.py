@@ -150,8 +150,8 @@ def replay(
 
 
 @app.command(
-    help="Draw event logs of engines, and runs of bench, as one trace: what every request, worker, plan and queue did when. "
-    "Open it in Perfetto (ui.perfetto.dev) or chrome://tracing."
+    help="Draw event logs of engines, and runs of bench, as one trace: what every request, worker, plan and queue did "
+    "when. Open it in Perfetto (ui.perfetto.dev) or chrome://tracing."
 )
 def timeline(
     sources: Annotated[
@@ -175,6 +175,25 @@ def timeline(
     if not named:
         raise ConfigError("timeline", "nothing to draw", "name an event log or the folder of a bench run")
     sys.exit(run_timeline(Ask(named, out, from_s, to_s)))
+
+
+@app.command(
+    help="Ask a server for values that stand in the prompt and count right answers: the embedded model gives all of "
+    "them, unless KV is lost or mixed up. Exit code 1 where one was wrong."
+)
+def recall(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the first it lists.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="OPENAI_API_KEY", help="Sent as a bearer token.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    pairs: Annotated[int, typer.Option(min=2, help="In each prompt; 2 to 40 are what the model learned.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 0,
+) -> None:
+    from colocate.cli.recall import run_recall
+
+    sys.exit(run_recall(url, model, api_key, questions, seed, pairs))
 
 
 @app.command(
