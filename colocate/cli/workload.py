@@ -78,7 +78,7 @@ def make(
     period: Annotated[float, typer.Option(metavar="S", help="phase-shifting: both phases once.")] = 60.0,
     speed: Annotated[float | None, typer.Option(metavar="X", help="Let time run so many times as fast.")] = None,
     slo_class: ClassOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of arrivals, lengths and classes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of arrivals, lengths and classes.")] = 0,
     shared_tokens: Annotated[
         int,
         typer.Option(metavar="N", help="Of the instructions, document or prefix shared.", rich_help_panel="Sharing"),
@@ -130,7 +130,9 @@ def make(
 )
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A workload or trace of any known format.")],
-    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens per hash id of a Mooncake trace.")] = 512,
+    block_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens per hash id of a Mooncake trace.")
+    ] = 512,
     seconds: Annotated[float | None, typer.Option(metavar="S", help="Only what arrives before.")] = None,
     skip_empty: Annotated[bool, typer.Option("--skip-empty", help="Leave out requests without tokens.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -158,8 +160,10 @@ def convert(
         float | None, typer.Option(metavar="S", help="Only what arrives before, in the trace's own time.")
     ] = None,
     slo_class: ClassOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of classes.")] = 0,
-    block_tokens: Annotated[int, typer.Option(min=1, help="Tokens per hash id of a Mooncake trace.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the draw of classes.")] = 0,
+    block_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens per hash id of a Mooncake trace.")
+    ] = 512,
     skip_empty: Annotated[
         bool, typer.Option("--skip-empty", help="Leave out requests without tokens, as traces record failures.")
     ] = False,
