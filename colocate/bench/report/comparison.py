@@ -155,6 +155,8 @@ def _figure(
     )
     if found.difference.num_seeds < 2 and a.low is None and b.low is None:
         low = high = None  # one value each: there is nothing to draw from
+    if low is not None and low == high:
+        low = high = None  # every draw gave the same: that is no certainty
     ratio = found.ratio.value
     difference = Difference("A", "B", what, unit, value, low, high, None if ratio is None else (ratio - 1) * 100,
                             found.is_resolved and low is not None, False, n)  # fmt: skip

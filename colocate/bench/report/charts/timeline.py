@@ -88,14 +88,14 @@ def _draw_bands(axes: Axes, bands: tuple[Band, ...], unnamed: list[str]) -> None
     widest = sorted(bands, key=lambda band: band.start_s - band.end_s)[:6]
     end_s = max((band.end_s for band in bands), default=1.0)
     for band in widest:
-        if (band.end_s - band.start_s) / end_s > 0.09:
+        if (band.end_s - band.start_s) / end_s > 0.12:
             axes.text(
                 (band.start_s + band.end_s) / 2,
-                total * 0.5,
+                total * 0.86,
                 short(band.plan),
                 ha="center",
                 va="center",
-                fontsize=SMALL_PT,
+                fontsize=SMALL_PT - 1,
                 color=INK,
                 bbox={"facecolor": PAGE, "edgecolor": "none", "pad": 1.2},
             )

@@ -162,7 +162,7 @@ def frontier_section(evidence: Evidence) -> Section | None:
     names = ", ".join(mark.label for mark in on_front)
     lead = (
         f"Each arm at {rate:g} requests/s; lower left is better. No other arm is at least as good on both as: {names}. "
-        "Thin lines are the targets of the default SLO class.",
+        "Dash-dotted lines are the targets of the default SLO class.",
     )
     return Section("frontier", "TTFT against TPOT", lead, (chart,))
 

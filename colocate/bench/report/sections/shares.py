@@ -33,14 +33,18 @@ def heat_section(evidence: Evidence) -> Section:
     )
     best_of = []
     for column, rate in enumerate(rates):
-        known = [(row[column], units) for row, (units, _) in zip(z, splits, strict=True) if row[column] is not None]
+        known = [(kept, units) for row, (units, _) in zip(z, splits, strict=True) if (kept := row[column]) is not None]
         if known:
-            share, units = max(known)
+            share = max(share for share, _ in known)
+            units = listed([str(units) for each, units in known if each == share])
             best_of.append(f"{units} units at {rate:g} requests/s ({number(share)} %)")
     chart = HeatChart("share-heat", "Requests within SLO, %, by units of decode and offered rate",
                       f"Best share: {'; '.join(best_of)}.", "offered requests/s", "units of decode",
                       tuple(f"{rate:g}" for rate in rates), tuple(str(units) for units, _ in splits), z)  # fmt: skip
-    lead = (f"Static plans only. The best share of decode by rate: {'; '.join(best_of)}.",)
+    lead = (
+        f"Static plans only; framed cells keep {TARGET_SHARE * 100:g}%. The best share of decode by rate: "
+        f"{'; '.join(best_of)}.",
+    )
     return Section("share-map", "Share against rate", lead, (chart,))
 
 
