@@ -230,6 +230,8 @@ def test_identical_answers(tmp_path: Path) -> None:
     found = row(table(build_report(ReportRequest((folder,))), "identical"), "slo")
     compared, same = found["compared"].value, found["identical"].value
     assert compared is not None and same == compared - 1
+    assert found["earliest difference"].value == 7
+    assert found["tokens before the first difference"].value == pytest.approx(100 - 100 / (compared * 8))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from colocate.bench.metrics.window import offered
+from colocate.bench.quality import agreement
 from colocate.bench.report.collect import Evidence, RunView
 from colocate.bench.report.model import Cell, Column, Section, Table
 from colocate.bench.report.words import count, listed, percent
@@ -118,7 +118,7 @@ def quality_section(evidence: Evidence) -> Section | None:
     """Tokens equal to those of the first arm that kept them, request by request. None where no run keeps token ids."""
     by_load: dict[tuple[object, ...], dict[str, RunView]] = {}
     for view in evidence.views:
-        if view.counts and any(row.token_ids is not None for row in view.run.rows):
+        if view.counts and any(row.token_ids is not None and row.outcome == "finished" for row in view.run.rows):
             manifest = view.run.manifest
             key = (manifest.workload_sha256, manifest.seed, manifest.offered_rate, manifest.concurrency)
             by_load.setdefault(key, {})[manifest.arm] = view
@@ -128,29 +128,31 @@ def quality_section(evidence: Evidence) -> Section | None:
     reference, *others = names
     rows = []
     for name in others:
-        same = of = 0
-        for views in by_load.values():
-            if reference in views and name in views:
-                counted = _same_answers(views[reference], views[name])
-                same, of = same + counted[0], of + counted[1]
-        share = percent(same / of) if of else None
-        rows.append((Cell(text=name), Cell(of), Cell(same), Cell(text="-") if share is None else Cell(share)))
-    columns = (Column("arm"), Column("compared", "requests"), Column("identical", "requests"), Column("share", "%"))
-    caption = f"Answers of finished requests with exactly the tokens that {reference} gave to the same request."
-    lead = ("Tokens are comparable where requests are greedy. Accuracy of a task is not judged here.",)
+        found = [
+            agreement(views[name].run, views[reference].run)
+            for views in by_load.values()
+            if reference in views
+            and name in views
+            and views[name].run.manifest.target.model == views[reference].run.manifest.target.model
+        ]
+        compared, same, tokens, equal = (
+            sum(getattr(each, what) for each in found) for what in ("compared", "identical", "tokens", "equal_tokens")
+        )
+        firsts = [each.first_difference for each in found if each.first_difference is not None]
+        shares = (same / compared if compared else None, equal / tokens if tokens else None)
+        shown = (Cell(text="-") if share is None else Cell(percent(share)) for share in shares)
+        rows.append((Cell(text=name), Cell(compared), Cell(same), *shown,
+                     Cell(min(firsts)) if firsts else Cell(text="none")))  # fmt: skip
+    columns = (Column("arm"), Column("compared", "requests"), Column("identical", "requests"),
+               Column("identical answers", "%"), Column("tokens before the first difference", "%"),
+               Column("earliest difference", "position"))  # fmt: skip
+    caption = f"Answers of finished requests against those that {reference} gave to the same requests, token by token."
+    lead = (
+        "Comparable where requests are greedy. Without --deterministic, sums are made in another order under "
+        "another plan, so "
+        "close candidates may change places, and everything behind them.",
+    )
     return Section("quality", "Quality", lead, (), (Table("identical", caption, columns, tuple(rows)),))
-
-
-def _same_answers(a: RunView, b: RunView) -> tuple[int, int]:
-    answers = {
-        row.index: row.token_ids for row in offered(a.run) if row.outcome == "finished" and row.token_ids is not None
-    }
-    pairs = [
-        (answers[row.index], row.token_ids)
-        for row in offered(b.run)
-        if row.outcome == "finished" and row.token_ids is not None and row.index in answers
-    ]
-    return sum(one == other for one, other in pairs), len(pairs)
 
 
 def reproduce_section(evidence: Evidence) -> Section:
