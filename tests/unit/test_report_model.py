@@ -205,6 +205,13 @@ def test_without_an_slo_every_finished_request_is_good(tmp_path: Path) -> None:
     assert all(cells[5].value == 100 for cells in table(model, "points").rows)
 
 
+def test_several_arms_that_never_break(tmp_path: Path) -> None:
+    arms = (static(40, FAR), Truth("shared", "shared", FAR, flags=("--mode", "shared")))
+    model = build_report(ReportRequest((small(tmp_path, *arms),)))
+    assert model.verdict.headline.endswith("2 of 2 arms keep 90% at every rate tested.")
+    assert row(table(model, "goodput-table"), "shared")["goodput@90"].text == "at least"
+
+
 def test_one_run_alone(tmp_path: Path) -> None:
     run = World((), num_requests=20).write_run(tmp_path / "run", static(40, 4.0, tells=False), 2.0, 0)
     model = build_report(ReportRequest((run,)))

@@ -72,7 +72,7 @@ def test_both_keep_every_rate() -> None:
     """Attainment may differ, but no rate tested shows that static is not enough."""
     shares = {2: 1.0, 4: 1.0}
     found = verdict(curve("static:p1d1", "static", {2: 1.0, 4: 0.93}), curve("slo", "dynamic", shares))
-    assert found.finding == "tie"
+    assert (found.finding, found.winner) == ("tie", "")
     assert any("test higher rates" in sentence for sentence in found.sentences)
     assert found.difference is not None and found.difference.what.startswith("attainment")
 

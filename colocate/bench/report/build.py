@@ -108,6 +108,9 @@ def _headline(evidence: Evidence, device: str, verdict: SloVerdict, found: Mappi
     if verdict.winner:
         only = "" if len(found) > 1 else "the only arm, "
         return f"{start}, {only}{verdict.winner} has the highest goodput@90 of {count(len(found), 'arm')}."
+    if found:
+        at_every_rate = [curve.arm.name for curve in found.values() if curve.is_open]
+        return f"{start}, {len(at_every_rate)} of {count(len(found), 'arm')} keep 90% at every rate tested."
     return f"{start}, there is no valid run at an offered rate{_closed(evidence)}."
 
 

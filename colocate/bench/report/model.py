@@ -74,8 +74,9 @@ class Goodput(Struct, frozen=True):
 
 
 class SloVerdict(Struct, frozen=True):
-    """Who wins under one SLO, and whether dynamic partitioning pays: the best dynamic arm against the best static plan.
-    `sentences` say it; `finding` is the same for programs."""
+    """Who wins under one SLO (empty where several keep every rate tested, or nothing was measured), and whether
+    dynamic partitioning pays: the best dynamic arm against the best static plan. `sentences` say it;
+    `finding` is the same for programs."""
 
     slo: str
     targets: str

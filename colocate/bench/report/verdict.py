@@ -39,7 +39,7 @@ def judge(case: SloCase, found: Mapping[str, Curve]) -> SloVerdict:
         case.name,
         case.targets,
         _as_finding(finding),
-        winner.arm.name,
+        "" if sum(curve.is_open for curve in found.values()) > 1 else winner.arm.name,
         dynamic.arm.name if dynamic else "",
         static.arm.name if static else "",
         difference,

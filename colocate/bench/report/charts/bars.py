@@ -42,7 +42,7 @@ def draw_dots(chart: DotChart) -> str:
         axes.plot([mark.x], [row], marker=marker(mark.slot) or "o", color=shade, markersize=6, markeredgecolor=PAGE,
                   markeredgewidth=0.5)  # fmt: skip
     axes.set_yticks(list(rows), [short(mark.label) for mark in chart.marks], fontsize=FONT_PT, color=INK)
-    axes.invert_yaxis()
+    axes.set_ylim(len(chart.marks) - 0.4, -0.6)
     axes.set_xlim(0, right * 1.1)
     return to_inline_svg(figure, chart.id, chart.alt)
 
