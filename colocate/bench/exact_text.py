@@ -38,6 +38,7 @@ FAMILIES = (
 _FILLERS = (*string.ascii_lowercase, *string.digits, *".,;:!?-\n", " a", " I", " x", "ab", "qz", ". ", "the", " the")
 _FEWEST_UNITS = 8
 _MOST_UNITS = 32
+_MOST_INDEPENDENT = 12
 _STARTS_TRIED = 6
 _PROOF_UNITS = (1, 7, 400)
 _MEASURED_UNITS = 400
@@ -124,13 +125,16 @@ def _mended(units: list[str], found: int, wanted: int) -> Search[str]:
     raise ConfigError("prompt", problem, "use token ids, where the server takes them")
 
 
-def find_exact_text(families: Sequence[Sequence[str]] = FAMILIES, seed: int = 0) -> Search[ExactText]:
+def find_exact_text(
+    families: Sequence[Sequence[str]] = FAMILIES, seed: int = 0, most_units: int = _MOST_UNITS
+) -> Search[ExactText]:
     """What texts for this tokenizer are made of: units of one family, else words at their mean length.
 
-    About five questions where a family fits as it is. Raises ConfigError where text does not count at all.
+    About five questions where a family fits as it is; the longest has `most_units` squared tokens, or 400. Raises
+    ConfigError where text does not count at all.
     """
     for family in families:
-        made = yield from _from_family(family, seed)
+        made = yield from _from_family(family, seed, most_units)
         if made is not None:
             return made
     words = tuple(next(family for family in families if family))
@@ -145,7 +149,7 @@ def find_exact_text(families: Sequence[Sequence[str]] = FAMILIES, seed: int = 0)
     return ExactText(words, max(0, round(one - per_unit)), per_unit if per_unit != 1.0 else 1.0 + 1e-9, seed)
 
 
-def _from_family(family: Sequence[str], seed: int) -> Search[ExactText | None]:
+def _from_family(family: Sequence[str], seed: int, most_units: int) -> Search[ExactText | None]:
     for start in family[:_STARTS_TRIED]:
         # Three of a unit against one of it: what is added cancels out.
         once = yield start
@@ -155,10 +159,10 @@ def _from_family(family: Sequence[str], seed: int) -> Search[ExactText | None]:
     else:
         return None
     added = once - 1
-    units = tuple([start, *(unit for unit in family if unit != start)][:_MOST_UNITS])
+    units = tuple([start, *(unit for unit in family if unit != start)][:most_units])
     toured = yield "".join(tour(units))
     if toured - added != len(units) ** 2 + 1:
-        units = yield from _independent(start, family, added)
+        units = yield from _independent(start, family, added, most_units)
     if len(units) < _FEWEST_UNITS:
         return None
     rng = random.Random(seed)
@@ -169,28 +173,34 @@ def _from_family(family: Sequence[str], seed: int) -> Search[ExactText | None]:
     return ExactText(units, added, seed=seed)
 
 
-def tour(units: Sequence[str]) -> list[str]:
-    """Every ordered pair of them next to each other exactly once, pairs of one unit included: a de Bruijn sequence of
-    order 2 with its first element repeated at the end; their number squared, plus 1."""
+def tour(units: Sequence[str], order: int = 2) -> list[str]:
+    """Every ordered pair of them, or so many in a row, next to each other exactly once, those of one unit included: a
+    de Bruijn sequence (from Lyndon words in order, Fredricksen and Maiorana 1978) with its first `order - 1` elements
+    repeated at the end; their number to that power, plus `order - 1`."""
     steps: list[str] = []
-    for place, unit in enumerate(units):
-        steps.append(unit)
-        for other in units[place + 1 :]:
-            steps += (unit, other)
-    return [*steps, units[0]]
+    word = [-1]
+    while word:
+        word[-1] += 1
+        if order % len(word) == 0:
+            steps += (units[place] for place in word)
+        word = [word[place % len(word)] for place in range(order)]
+        while word and word[-1] == len(units) - 1:
+            word.pop()
+    return steps + steps[:1] * (order - 1)
 
 
-def _independent(start: str, family: Sequence[str], added: int) -> Search[tuple[str, ...]]:
-    """One by one: a unit stays if it is one token before and after each that stays, and beside itself."""
+def _independent(start: str, family: Sequence[str], added: int, most_units: int) -> Search[tuple[str, ...]]:
+    """One by one: a unit stays if it is one token in every three of those that stay. Where pairs merge, a unigram
+    tokenizer may merge three of which no two do."""
     kept = [start]
     for unit in family:
         if unit in kept:
             continue
-        steps = [start, *(step for other in kept for step in (unit, other)), unit, unit]
+        steps = tour([*kept, unit], 3)
         found = yield "".join(steps)
         if found - added == len(steps):
             kept.append(unit)
-        if len(kept) == _MOST_UNITS:
+        if len(kept) == min(most_units, _MOST_INDEPENDENT):
             break
     return tuple(kept)
 

@@ -73,6 +73,8 @@ class LoadRun:
         slots = self._plan.concurrency
         most = len(self._rows) if slots is None else slots * _PREPARED_PER_SLOT
         while self._may_prepare() and self._next_unprepared < most:
+            if self._next_unprepared not in self._before:
+                await self._prompts.settle(self._layouts[self._next_unprepared])
             self._prepare_next()
             if self._next_unprepared % 64 == 0:
                 await asyncio.sleep(0)

@@ -1,22 +1,22 @@
 """Prompts of an exact token count: as token ids where the server takes them, else as text that is so many tokens.
 
-Text is put together of units, short strings that are one token each wherever they stand. Which ones are, the target's
-own tokenizer says: a local folder, the server's `/tokenize`, or the usage of a short answer. What a server or a chat
-template adds of its own is measured once and subtracted. Every answer's `usage.prompt_tokens` is held against the plan.
+Text is made by `bench.exact_text`, which asks the target's own tokenizer for counts: a local folder, the server's
+`/tokenize`, or the usage of a short answer. What a server or a chat template adds of its own is measured once and
+subtracted. Every answer's `usage.prompt_tokens` is held against the plan.
 """
 
 from __future__ import annotations
 
-import random
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
+from colocate.bench.exact_text import FAMILIES, ExactText, find_exact_text, settle_async, tokenizer_families
 from colocate.bench.http import HttpError, ask, exchange
 from colocate.bench.plan import BenchPlan
 from colocate.bench.stream import StreamSink
@@ -26,14 +26,9 @@ from colocate.workload.prompts import Piece, PromptLayout, drawn_tokens
 
 # Ids that are words in every tokenizer at hand: neither special tokens nor single bytes.
 VOCABULARY = range(300, 2000)
-_WORDS = (
-    "the of and to in is was for on that by this with you it not or be are from at as your all have new more an we "
-    "can us if my has but our one other do no time they he up may what which their out use any there see only so his "
-    "when here who also now first people over into some could them than then its work made how long just way day men "
-    "old back life year good man where state world each house water hand part under last right never great own place"
-)
-FAMILIES = (tuple(f" {word}" for word in _WORDS.split()), tuple(string.ascii_letters + string.digits))
-_FEWEST_UNITS = 8
+_SAID_UNITS = 8
+# A question put to the model itself must fit its context and should not take long.
+_UNITS_BY_USAGE = 8
 _PIECES_KEPT = 4096
 
 
@@ -43,6 +38,10 @@ class Prompts(Protocol):
     @property
     def kind(self) -> str:
         """`ids` or `text`, and how its counts are known, for the manifest."""
+        ...
+
+    async def settle(self, layout: PromptLayout) -> None:
+        """Before the load: ask whatever has to be asked for this prompt. Without it a prompt may miss its count."""
         ...
 
     def fields(self, layout: PromptLayout, answers: Mapping[int, Answered]) -> dict[str, object]:
@@ -70,6 +69,9 @@ class IdPrompts:
     def kind(self) -> str:
         return "ids"
 
+    async def settle(self, layout: PromptLayout) -> None:
+        """Nothing: ids are as many as they are."""
+
     def fields(self, layout: PromptLayout, answers: Mapping[int, Answered]) -> dict[str, object]:
         tokens: list[int] = []
         for number, num_tokens in layout.pieces:
@@ -83,39 +85,57 @@ class IdPrompts:
 
 @dataclass(frozen=True, slots=True)
 class TextPrompts:
-    """Implements `Prompts`. A chat's turns are messages; where its answer has not come, drawn text stands for it."""
+    """Implements `Prompts`. A chat's turns are messages; where its answer has not come, drawn text stands for it.
 
-    units: tuple[str, ...]
-    seed: int
+    Where no units were found that are one token each, prompts of one turn are counted one by one ahead of the load, so
+    far as the counter leaves the server as it was; others are about as long as planned.
+    """
+
+    texts: ExactText
+    counter: TokenCounter
     added: int  # tokens of a prompt beyond its units: special ones, or the chat template's
     added_per_turn: int = 0  # of each earlier turn of a chat
     is_chat: bool = False
-    source: str = ""  # who counted
+    _counted: dict[tuple[Piece, ...], str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
-        return f"text, counted by {self.source}"
+        how = "" if self.texts.keeps_boundaries else " one by one" if self.counter.is_free else " at their mean length"
+        return f"text, counted by {self.counter.name}{how}"
+
+    async def settle(self, layout: PromptLayout) -> None:
+        pieces = tuple(layout.pieces)
+        if self.texts.keeps_boundaries or not self.counter.is_free or pieces in self._counted:
+            return
+        template = self.added - self.texts.added
+
+        async def count(text: str) -> int:
+            return await self.counter.count(text) + template
+
+        # Some lengths cannot be had: such a prompt is drafted, and its count told with the answer.
+        with suppress(ConfigError):
+            self._counted[pieces] = await settle_async(replace(self.texts, added=self.added).exact(pieces), count)
 
     def fields(self, layout: PromptLayout, answers: Mapping[int, Answered]) -> dict[str, object]:
         turns = _turns(layout, answers)
+        counted = self._counted.get(tuple(layout.pieces)) if len(turns) == 1 else None
         added = self.added + self.added_per_turn * (len(turns) - 1)
         messages: list[dict[str, str]] = []
         for place, (pieces, answer) in enumerate(turns):
             # The last turn bears the correction: what came before must repeat itself to the letter.
-            messages.append({"role": "user", "content": self._text(pieces, added if place == len(turns) - 1 else 0)})
+            text = counted or self._text(pieces, added if place == len(turns) - 1 else 0)
+            messages.append(_says("user", text))
             if answer is not None:
                 number, num_tokens = answer
                 given = answers.get(number)
                 content = given.text if given is not None and given.text else self._text([(number, num_tokens)], 0)
-                messages.append({"role": "assistant", "content": content})
+                messages.append(_says("assistant", content))
         if self.is_chat:
             return {"messages": messages}
         return {"prompt": "".join(message["content"] for message in messages)}
 
     def _text(self, pieces: Sequence[Piece], less: int) -> str:
-        units = [unit for piece in pieces for unit in _drawn_units(piece, self.units, self.seed)]
-        # A text always begins with the same unit: templates strip spaces, and tokenizers treat the first word apart.
-        return "".join([self.units[0], *units[1 : max(1, len(units) - less)]])
+        return replace(self.texts, added=less).draft(pieces)
 
 
 def _turns(layout: PromptLayout, answers: Mapping[int, Answered]) -> list[tuple[list[Piece], Piece | None]]:
@@ -137,17 +157,16 @@ def _drawn_ids(piece: Piece, vocabulary: range, seed: int) -> tuple[int, ...]:
     return tuple(drawn_tokens([piece], vocabulary, seed))
 
 
-@lru_cache(_PIECES_KEPT)
-def _drawn_units(piece: Piece, units: tuple[str, ...], seed: int) -> tuple[str, ...]:
-    number, num_tokens = piece
-    return tuple(random.Random(f"{seed}/{number}").choices(units, k=num_tokens))
-
-
 class TokenCounter(Protocol):
     """How many tokens the target makes of a text, special ones included. Raises ConfigError where it cannot say."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def is_free(self) -> bool:
+        """Whether counting leaves the server as it was: a prompt that is run for its count is cached afterwards."""
+        ...
 
     async def count(self, text: str) -> int: ...
 
@@ -163,6 +182,10 @@ class FolderCounter:
     def name(self) -> str:
         return "the tokenizer in a folder"
 
+    @property
+    def is_free(self) -> bool:
+        return True
+
     async def count(self, text: str) -> int:
         return len(self.tokenizer.encode(text).ids)
 
@@ -176,6 +199,10 @@ class TokenizeCounter:
     @property
     def name(self) -> str:
         return "/tokenize"
+
+    @property
+    def is_free(self) -> bool:
+        return True
 
     async def count(self, text: str) -> int:
         body: dict[str, object] = {"model": self.target.model, "prompt": text}
@@ -202,6 +229,10 @@ class UsageCounter:
     def name(self) -> str:
         return "usage.prompt_tokens"
 
+    @property
+    def is_free(self) -> bool:
+        return False
+
     async def count(self, text: str) -> int:
         is_chat = self.target.endpoint == "chat"
         return await self.count_fields({"messages": [_says("user", text)]} if is_chat else {"prompt": text})
@@ -227,17 +258,19 @@ async def prepare_prompts(plan: BenchPlan, target: Target) -> Prompts:
         seen = target.probe.get("prompt_tokens")
         return IdPrompts(vocabulary, plan.seed, max(0, seen - len(PROBE_IDS)) if isinstance(seen, int) else 0)
     counter = await _counter(plan, target)
-    units, special = await find_units(counter)
+    families = tokenizer_families(counter.tokenizer) if isinstance(counter, FolderCounter) else FAMILIES
+    most = {} if counter.is_free else {"most_units": _UNITS_BY_USAGE}
+    texts = await settle_async(find_exact_text(families, plan.seed, **most), counter.count)
     if target.endpoint != "chat":
-        return TextPrompts(units, plan.seed, special, source=counter.name)
+        return TextPrompts(texts, counter, texts.added)
     usage = UsageCounter(target, plan.extra_body)
-    said = "".join(units[:_FEWEST_UNITS])
+    said = "".join(texts.units[:_SAID_UNITS])
+    plain = await counter.count(said) - texts.added
     once = await usage.count(said)
     thrice = await usage.count_fields(
         {"messages": [_says("user", said), _says("assistant", said), _says("user", said)]}
     )
-    added, per_turn = once - _FEWEST_UNITS, thrice - once - 2 * _FEWEST_UNITS
-    return TextPrompts(units, plan.seed, added, per_turn, is_chat=True, source=counter.name)
+    return TextPrompts(texts, counter, once - plain, thrice - once - 2 * plain, is_chat=True)
 
 
 async def _counter(plan: BenchPlan, target: Target) -> TokenCounter:
@@ -262,40 +295,6 @@ def open_folder(folder: Path) -> FolderCounter:
         raise ConfigError(
             "--tokenizer", f"{file} is no tokenizer: {error}", "name a folder with a tokenizer.json"
         ) from None
-
-
-async def find_units(counter: TokenCounter) -> tuple[tuple[str, ...], int]:
-    """Strings that are one token wherever they stand, and how many tokens a text has beyond its units."""
-    for family in FAMILIES:
-        # Three of one unit against one of it: what is added cancels out.
-        added = 0
-        pairs = [unit for unit in family[:4] if await counter.count(unit * 3) - await counter.count(unit) == 2]
-        if not pairs:
-            continue
-        added = await counter.count(pairs[0] * 3) - 3
-        units = await _single(counter, family, added)
-        if len(units) >= _FEWEST_UNITS and await _holds(counter, units, added):
-            return units, added
-    problem = "no short strings were found that its tokenizer takes for one token each"
-    raise ConfigError(counter.name, problem, "use --endpoint completions with token ids, where the server takes them")
-
-
-async def _single(counter: TokenCounter, units: tuple[str, ...], added: int) -> tuple[str, ...]:
-    """Those of one token, by halving: a part whose count is right holds no other."""
-    if await counter.count("".join(units)) - added == len(units):
-        return units
-    if len(units) == 1:
-        return ()
-    half = len(units) // 2
-    return (*await _single(counter, units[:half], added), *await _single(counter, units[half:], added))
-
-
-async def _holds(counter: TokenCounter, units: tuple[str, ...], added: int) -> bool:
-    """In drawn orders, too."""
-    rng = random.Random(0)
-    lengths = (1, 7, 100, 400)
-    texts = ["".join([units[0], *rng.choices(units, k=length - 1)]) for length in lengths]
-    return all([await counter.count(text) == length + added for text, length in zip(texts, lengths, strict=True)])
 
 
 def _says(role: str, text: str) -> dict[str, str]:

@@ -67,9 +67,9 @@ def word_piece() -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """A token before, and a space put before the text, as Llama's and T5's."""
+    """A token before, a space put before the text, and no piece over two words, as T5's."""
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     special = ["<unk>", "<s>"]
     trainer = trainers.UnigramTrainer(vocab_size=500, special_tokens=special, unk_token="<unk>")
@@ -187,6 +187,19 @@ def test_a_tour_passes_every_pair_once(number: int) -> None:
     steps = tour(units)
     assert Counter(pairwise(steps)) == Counter({(one, other): 1 for one in units for other in units})
     assert len(steps) == number**2 + 1
+    triples = tour(units, 3)
+    found = Counter(zip(triples, triples[1:], triples[2:], strict=False))
+    assert found == Counter({(one, two, three): 1 for one in units for two in units for three in units})
+
+
+def test_three_that_merge_although_no_two_do_are_left_out() -> None:
+    def count(text: str) -> int:
+        return len(text) - text.count("ab") - 2 * text.count("com")
+
+    texts = settle(find_exact_text((FAMILIES[1],)), count)
+    assert texts.keeps_boundaries
+    assert not set("ab") <= set(texts.units)
+    assert not set("com") <= set(texts.units)
 
 
 def test_units_that_merge_with_others_are_left_out() -> None:

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from colocate.bench.exact_text import find_exact_text, settle_async
 from colocate.bench.http import parse_url, request_bytes
 from colocate.bench.manifest import git_facts, written_command
 from colocate.bench.plan import BenchPlan
-from colocate.bench.prompts import find_units
+from colocate.bench.prompts import TextPrompts
 from colocate.bench.watch import Totals, differences, read_series
 from colocate.cli.bench import Ask, bench_plan, class_text, slo_texts
 from colocate.config.slo import parse_slo_classes
 from colocate.errors import ConfigError
+from colocate.workload.prompts import PromptLayout
 from colocate.workload.recipe import Recipe
 from colocate.workload.rows import WorkloadRow, make_workload
 
@@ -111,47 +113,55 @@ def test_figures_are_what_lies_between_two_looks() -> None:
 
 
 @dataclass
-class _Merging:
-    """A tokenizer by rules: some words are two tokens, a text has `added` more."""
+class _Clumps:
+    """A tokenizer of so many characters to a token, and one token before every text."""
 
-    long_words: frozenset[str]
-    added: int
-    name: str = "rules"
-
-    async def count(self, text: str) -> int:
-        return self.added + sum(2 if word in self.long_words else 1 for word in text.split())
-
-
-@dataclass
-class _Bytes:
-    name: str = "bytes"
+    characters: int
+    is_free: bool = True
+    name: str = "clumps"
 
     async def count(self, text: str) -> int:
-        return len(text.encode()) + 2
+        return 1 + -(-len(text) // self.characters)
 
 
-async def test_units_are_the_words_of_one_token() -> None:
-    units, added = await find_units(_Merging(frozenset({"of", "world"}), 3))
-    assert added == 3
-    assert " of" not in units
-    assert " world" not in units
-    assert {" the", " and", " place"} <= set(units)
+@pytest.mark.parametrize("is_chat", [False, True])
+async def test_prompts_are_counted_one_by_one_where_units_are_not_one_token(is_chat: bool) -> None:
+    counter = _Clumps(7)
+    texts = await settle_async(find_exact_text(), counter.count)
+    template = 5 if is_chat else 0
+    prompts = TextPrompts(texts, counter, texts.added + template, is_chat=is_chat)
+    layouts = [PromptLayout(((number, length),), number) for number, length in enumerate((12, 50, 51, 333), 1)]
+    for layout in layouts:
+        await prompts.settle(layout)
+        fields = prompts.fields(layout, {})
+        text = fields["messages"][0]["content"] if is_chat else fields["prompt"]  # type: ignore[index]
+        assert await counter.count(text) + template == layout.pieces[0][1]
+    assert prompts.kind == "text, counted by clumps one by one"
+    shorter_than_what_is_added = PromptLayout(((9, 1),), 9)
+    await prompts.settle(shorter_than_what_is_added)
+    assert prompts.fields(shorter_than_what_is_added, {})
 
 
-async def test_a_tokenizer_of_bytes_gets_letters() -> None:
-    units, added = await find_units(_Bytes())
-    assert (added, set(map(len, units))) == (2, {1})
+async def test_prompts_are_not_counted_ahead_by_running_them() -> None:
+    counter = _Clumps(7, is_free=False)
+    texts = await settle_async(find_exact_text(), counter.count)
+    prompts, layout = TextPrompts(texts, counter, texts.added), PromptLayout(((1, 400),), 1)
+    drafted = prompts.fields(layout, {})
+    await prompts.settle(layout)
+    assert prompts.fields(layout, {}) == drafted
+    assert await counter.count(str(drafted["prompt"])) == pytest.approx(400, rel=0.1)
+    assert prompts.kind == "text, counted by clumps at their mean length"
 
 
-async def test_a_tokenizer_without_units_is_refused() -> None:
-    class Odd:
-        name = "odd"
+async def test_questions_put_to_a_model_are_short() -> None:
+    lengths: list[int] = []
 
-        async def count(self, text: str) -> int:
-            return 1 + len(text) // 3
+    async def count(text: str) -> int:
+        lengths.append(len(text.split()))
+        return 2 + lengths[-1]
 
-    with pytest.raises(ConfigError, match="no short strings"):
-        await find_units(Odd())
+    texts = await settle_async(find_exact_text(most_units=8), count)
+    assert (len(texts.units), texts.added, max(lengths)) == (8, 2, 400)
 
 
 def test_classes_are_written_as_they_are_read() -> None:
