@@ -262,4 +262,8 @@ class ScriptedEngine:
             prediction_error={"prefill": 0.05, "decode": 0.1},
             latency_source="scripted",
             set_aside_count=2,
+            switch_recent=[
+                SwitchRecord(2, "p2d1", "shared", "both", now_ns - 2 * 10**9, now_ns - 10**9, now_ns - 10**9),
+                SwitchRecord(3, "shared", "p2d1", "idle", now_ns - 10**9, now_ns - 10**9 + 500_000, 0),
+            ],
         )

@@ -66,7 +66,7 @@ class Watcher:
     clock: Callable[[], float]
     on_sample: Callable[[ServerSample], None]
     interval_s: float = 1.0
-    switches: dict[int, Switch] = field(default_factory=dict)  # by number; only the last before a look is seen
+    switches: dict[int, Switch] = field(default_factory=dict)  # by number; each look sees the server's last 64
     num_failed: int = 0
     peak_resident_bytes: int | None = None
     _process: psutil.Process | None = None
@@ -102,7 +102,10 @@ class Watcher:
     async def _state(self) -> dict[str, Any]:
         state = orjson.loads(await self._get("/state"))
         now_s = self.clock()
-        self._note_switch(state["switches"]["last"], now_s)
+        switches = state["switches"]
+        last = switches["last"]
+        for switch in switches.get("recent") or ([] if last is None else [last]):
+            self.note_switch(switch, now_s)
         queue, kv = state["queue"], state["kv"]
         return {
             "plan": state["plan"]["name"],
@@ -114,10 +117,9 @@ class Watcher:
             "switches": state["switches"]["count"],
         }
 
-    def _note_switch(self, last: dict[str, Any] | None, now_s: float) -> None:
-        if last is None:
-            return
-        known, decided_s = self.switches.get(last["seq"]), now_s - last["age_s"]
+    def note_switch(self, told: Mapping[str, Any], now_s: float) -> None:
+        """Of `/state`. Told again, it only adds what has become known since."""
+        known, decided_s = self.switches.get(told["seq"]), now_s - told["age_s"]
         if decided_s < 0:
             return  # before the run
         decided_s = round(decided_s, 6) if known is None else known.decided_s
@@ -125,13 +127,13 @@ class Watcher:
         def at(after_ms: float | None) -> float | None:
             return None if after_ms is None else round(decided_s + after_ms / 1e3, 6)
 
-        self.switches[last["seq"]] = Switch(
+        self.switches[told["seq"]] = Switch(
             decided_s=decided_s,
-            source=last["from"],
-            target=last["to"],
-            reason=last["reason"],
-            prefill_applied_s=at(last["prefill_applied_ms"]),
-            decode_applied_s=at(last["decode_applied_ms"]),
+            source=told["from"],
+            target=told["to"],
+            reason=told["reason"],
+            prefill_applied_s=at(told["prefill_applied_ms"]),
+            decode_applied_s=at(told["decode_applied_ms"]),
         )
 
     async def _metrics(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from colocate.types import Role
 
 SWITCHING = "(switching)"
 NUM_LATENCIES_KEPT = 2048
+NUM_SWITCHES_KEPT = 64
 NOT_YET = 1 << 62
 
 
@@ -49,21 +50,26 @@ class SwitchLedger:
         self.seq = first_seq
         self.count = 0
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.last: Switch | None = None
+        self.recent: deque[Switch] = deque(maxlen=NUM_SWITCHES_KEPT)  # the last one at the end
         self.latencies_ns: deque[int] = deque(maxlen=NUM_LATENCIES_KEPT)
         self.residency_ns: Counter[str] = Counter()
         self._names = {first_seq: first.name}
         self._applied = {Role.PREFILL: 0, Role.DECODE: 0}
         self._accounted_ns = 0
 
+    @property
+    def last(self) -> Switch | None:
+        return self.recent[-1] if self.recent else None
+
     def decide(self, from_plan: Plan, to_plan: Plan, reason: str, now_ns: int) -> Switch:
         self.seq += 1
         self.count += 1
         self.counts[(from_plan.name, to_plan.name)] += 1
-        self.last = Switch(self.seq, from_plan.name, to_plan.name, reason, now_ns)
+        switch = Switch(self.seq, from_plan.name, to_plan.name, reason, now_ns)
+        self.recent.append(switch)
         self._names[self.seq] = to_plan.name
-        self._names.pop(self.seq - 64, None)
-        return self.last
+        self._names.pop(self.seq - NUM_SWITCHES_KEPT, None)
+        return switch
 
     def applied(self, role: Role, seq: int, applied_ns: int) -> None:
         """A worker put `seq` in force. A switch overtaken by a later one has no latency of its own."""

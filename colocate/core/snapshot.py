@@ -35,6 +35,7 @@ def snapshot(engine: Engine, query_id: int) -> EngineState:
         switch_count=ledger.count,
         switch_counts=[(source, target, count) for (source, target), count in sorted(ledger.counts.items())],
         switch_last=ledger.last.record() if ledger.last is not None else None,
+        switch_recent=[switch.record() for switch in ledger.recent],
         switch_latency_ns=list(ledger.latencies_ns)[-NUM_LATENCIES_REPORTED:],
         residency_ns=dict(ledger.residency_ns),
         num_preemptions=books.num_preemptions,

@@ -86,6 +86,7 @@ def state_view(
         "switches": {
             "count": state.switch_count,
             "last": None if state.switch_last is None else _switch(state.switch_last),
+            "recent": [_switch(switch) for switch in state.switch_recent],
             "latency_ms": {"p50": percentile(latencies_ms, 0.50), "p99": percentile(latencies_ms, 0.99)},
         },
         "residency": _residency(state.residency_ns),

@@ -177,3 +177,4 @@ class EngineState(Struct, frozen=True, tag=True):
     prediction_error: dict[str, float] = {}  # per phase, the recent mean of |measured - predicted| / predicted
     latency_source: str = ""  # where the engine's latency model comes from
     set_aside_count: int = 0  # forwards put aside for an urgent prompt
+    switch_recent: list[SwitchRecord] = []  # the most recent ones in order; ends with switch_last

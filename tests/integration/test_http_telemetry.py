@@ -93,6 +93,8 @@ class TestState:
         assert state["queue"] == {"waiting": 0, "prefill_running": 0, "decode_running": 0}
         assert {"blocks_total": 100, "blocks_free": 100, "block_size": 16}.items() <= state["kv"].items()
         assert state["switches"]["count"] == 2 and state["switches"]["last"]["prefill_applied_ms"] == 0.5
+        assert [switch["seq"] for switch in state["switches"]["recent"]] == [2, 3]
+        assert state["switches"]["recent"][-1]["to"] == state["switches"]["last"]["to"]
         assert state["switches"]["latency_ms"] == {"p50": 0.6, "p99": 0.6}
         assert state["residency"] == {"p2d1": 0.75, "shared": 0.25}
 

@@ -48,6 +48,10 @@ def test_switches_under_load_change_nothing() -> None:
     switches = state["switches"]
     assert switches["count"] > 600  # about two per request; a third of that where all three connections go in step
     assert switches["last"]["seq"] == switches["count"] + 1  # the first plan is number 1
+    assert [switch["seq"] for switch in switches["recent"]] == list(
+        range(switches["count"] - 62, switches["count"] + 2)
+    )
+    assert switches["recent"][-1]["from"] == switches["recent"][-2]["to"]
     kv = state["kv"]
     assert kv["blocks_free"] + kv["blocks_cached"] == kv["blocks_total"]
     assert sum(state["residency"].values()) > 0.999

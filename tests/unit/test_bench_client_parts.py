@@ -14,7 +14,9 @@ from colocate.bench.http import parse_url, request_bytes
 from colocate.bench.manifest import git_facts, written_command
 from colocate.bench.plan import BenchPlan
 from colocate.bench.prompts import TextPrompts
-from colocate.bench.watch import Totals, differences, read_series
+from colocate.bench.records import TargetFacts
+from colocate.bench.target import Target
+from colocate.bench.watch import Totals, Watcher, differences, read_series
 from colocate.cli.bench import Ask, bench_plan, class_text, slo_texts
 from colocate.config.slo import parse_slo_classes
 from colocate.errors import ConfigError
@@ -110,6 +112,32 @@ def test_figures_are_what_lies_between_two_looks() -> None:
     assert residency == {"a": 0.25, "c": 0.75}
     # A counter that fell belongs to another life of the server.
     assert figures == {"preemptions": 3.0, "new": 3.0, "energy_j": 15.0, "server_cpu_s": 2.5}
+
+
+def test_switches_of_many_looks_are_each_written_once() -> None:
+    target = Target(parse_url("http://192.0.2.1:1"), {}, "completions", TargetFacts("", "colocate", "m"), {}, True)
+    watcher = Watcher(target, lambda: 0.0, lambda _: None)
+
+    def told(seq: int, decided_s: float, now_s: float, decode_ms: float | None) -> dict[str, object]:
+        return {"seq": seq, "from": "a", "to": "b", "reason": "", "age_s": now_s - decided_s} | {
+            "prefill_applied_ms": 2.0,
+            "decode_applied_ms": decode_ms,
+        }
+
+    for now_s, known in ((5.0, range(1, 5)), (6.0, range(2, 8))):  # number n was decided at second n - 1.5
+        for seq in known:
+            watcher.note_switch(told(seq, seq - 1.5, now_s, None if seq == now_s - 1 else 4.0), now_s)
+    assert list(watcher.switches) == [2, 3, 4, 5, 6, 7]  # 1 was before the run
+    assert [switch.decided_s for switch in watcher.switches.values()] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+    # What was not applied at the first look is at the second; 5 never is.
+    assert [switch.decode_applied_s for switch in watcher.switches.values()] == [
+        0.504,
+        1.504,
+        2.504,
+        None,
+        4.504,
+        5.504,
+    ]
 
 
 @dataclass

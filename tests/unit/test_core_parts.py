@@ -129,6 +129,21 @@ def test_a_switch_overtaken_by_the_next_has_no_latency() -> None:
     assert ledger.in_force() == "p1d1"
 
 
+def test_the_ledger_keeps_the_last_switches_with_what_became_of_them() -> None:
+    table = build_plan_table(2)
+    plans = (table.by_name("p1d1"), table.by_name("all-decode"))
+    ledger = SwitchLedger(plans[0])
+    assert ledger.last is None
+    for number in range(2, 102):
+        ledger.decide(plans[number % 2], plans[1 - number % 2], "", number * 10)
+        if number % 3:
+            ledger.applied(Role.PREFILL, number, number * 10 + 1)
+    kept = [switch.record() for switch in ledger.recent]
+    assert [record.seq for record in kept] == list(range(38, 102)) and ledger.count == 100
+    assert [record.prefill_applied_ns for record in kept[:3]] == [381, 0, 401]  # 39 was overtaken before
+    assert ledger.last is not None and ledger.last.record() == kept[-1]
+
+
 def test_a_switch_that_waited_for_a_restart_has_no_latency() -> None:
     table = build_plan_table(2)
     ledger = SwitchLedger(table.by_name("p1d1"))
