@@ -45,11 +45,28 @@ class AnswerContext:
     logprobs: bool
     return_token_ids: bool
     include_usage: bool
+    running_usage: bool  # in every chunk, not only in the last
     tokenizer: TextTokenizer
     hidden_ids: frozenset[TokenId]  # special tokens that are not in the text: they take no room in offsets
 
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": self.answer_id, "object": kind, "created": self.created_s, "model": self.model}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether events differ in their text alone."""
+        return not (self.logprobs or self.return_token_ids or self.running_usage)
+
+    def chunk_usage(self, index: int, num_tokens: int) -> dict[str, int] | None:
+        """Of a chunk that is not the last: its choice so far, where that was asked for, without details, as vLLM."""
+        if not self.running_usage:
+            return None
+        num_prompt_tokens = len(self.prompt_of(index))
+        return {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": num_tokens,
+            "total_tokens": num_prompt_tokens + num_tokens,
+        }
 
     def prompt_of(self, index: int) -> list[TokenId]:
         return self.prompts[index // self.n]
@@ -105,7 +122,7 @@ class CompletionAnswer:
 
     def event(self, update: Update) -> bytes:
         context = self.context
-        if update.finish is None and not context.logprobs and not context.return_token_ids:
+        if update.finish is None and context.is_plain:
             template = self._templates.get(update.index)
             if template is None:
                 template = _split_template(self._chunk(Update(update.index, HOLE)))
@@ -117,7 +134,7 @@ class CompletionAnswer:
         chunk = self.context.head("text_completion")
         chunk["choices"] = [self._choice(update)]
         if self.context.include_usage:
-            chunk["usage"] = None
+            chunk["usage"] = self.context.chunk_usage(update.index, update.num_tokens)
         return chunk
 
     def _choice(self, update: Update) -> dict[str, Any]:
@@ -188,7 +205,7 @@ class ChatAnswer:
         """The role of every choice."""
         events = []
         for index in range(self.context.n):
-            chunk = self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}}, None)
+            chunk = self._chunk({"index": index, "delta": {"role": "assistant", "content": ""}}, None, 0)
             if index == 0 and self.context.return_token_ids:
                 chunk["prompt_token_ids"] = self.context.prompts[0]
             events.append(_event(chunk))
@@ -196,7 +213,7 @@ class ChatAnswer:
 
     def event(self, update: Update) -> bytes:
         context = self.context
-        if update.finish is None and not context.logprobs and not context.return_token_ids:
+        if update.finish is None and context.is_plain:
             template = self._templates.get(update.index)
             if template is None:
                 template = _split_template(self._update_chunk(Update(update.index, HOLE)))
@@ -211,15 +228,15 @@ class ChatAnswer:
             choice["token_ids"] = update.token_ids
         if update.finish is not None:
             choice["stop_reason"] = update.stop_reason
-        return self._chunk(choice, None if update.finish is None else update.finish.value)
+        return self._chunk(choice, None if update.finish is None else update.finish.value, update.num_tokens)
 
-    def _chunk(self, choice: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    def _chunk(self, choice: dict[str, Any], finish_reason: str | None, num_tokens: int) -> dict[str, Any]:
         choice.setdefault("logprobs", None)
         choice["finish_reason"] = finish_reason
         chunk = self.context.head("chat.completion.chunk")
         chunk["choices"] = [choice]
         if self.context.include_usage:
-            chunk["usage"] = None
+            chunk["usage"] = self.context.chunk_usage(choice["index"], num_tokens)
         return chunk
 
     def _logprobs(self, update: Update) -> dict[str, Any] | None:

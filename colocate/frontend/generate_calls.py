@@ -137,7 +137,8 @@ class GenerateCalls:
         slo = self.slo.of_request(request.headers, parsed.slo_class)
         generation = self._generation(parsed, prompts, asked, asked_param, arrival_ns, slo)
         request_id = parsed.request_id or request.scope[REQUEST_ID_KEY]
-        include_usage = parsed.stream_options is not None and parsed.stream_options.include_usage
+        options = parsed.stream_options
+        include_usage = options is not None and options.include_usage
         chat = isinstance(parsed, ChatCompletionRequest)
         context = AnswerContext(
             answer_id=f"{'chatcmpl' if chat else 'cmpl'}-{request_id}",
@@ -148,6 +149,7 @@ class GenerateCalls:
             logprobs=parsed.logprobs is not None and parsed.logprobs is not False,
             return_token_ids=bool(parsed.return_token_ids),
             include_usage=include_usage,
+            running_usage=include_usage and options is not None and options.continuous_usage_stats,
             tokenizer=self.reader.tokenizer,
             hidden_ids=self.reader.tokenizer.special_ids if parsed.skip_special_tokens else frozenset(),
         )

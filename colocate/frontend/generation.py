@@ -43,6 +43,7 @@ class Update:
     scored: list[ScoredToken] = field(default_factory=list)
     finish: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or token id, where one ended it
+    num_tokens: int = 0  # of the whole choice so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,7 @@ class Choice:
 
     def take(self) -> Update:
         update = self._pending
-        self._pending = Update(update.index)
+        self._pending = Update(update.index, num_tokens=update.num_tokens)
         return update
 
     def deliver(self, item: OutputItem, now_ns: int) -> bool:
@@ -162,6 +163,7 @@ class Choice:
             if hit:
                 break
         self.num_output_tokens += num_taken
+        pending.num_tokens = self.num_output_tokens
         if self._options.keep_token_ids:
             pending.token_ids += token_ids[:num_taken]
         for token_id, scored in zip(token_ids[:num_taken], item.logprobs, strict=False):

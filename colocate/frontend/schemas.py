@@ -35,7 +35,9 @@ class _Strict(BaseModel):
 
 class StreamOptions(_Strict):
     include_usage: bool = Field(False, description="One more chunk at the end: no choices, but `usage`.")
-    continuous_usage_stats: Literal[False] = Field(False, description="Not supported.")
+    continuous_usage_stats: bool = Field(
+        False, description="With `include_usage`, as vLLM's: every chunk's `usage` counts its choice so far."
+    )
     include_obfuscation: bool | None = Field(None, description=NO_EFFECT)
 
 

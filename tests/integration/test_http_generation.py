@@ -132,6 +132,26 @@ class TestCompletions:
         assert usage["choices"] == [] and usage["usage"] == usage_of(3, 4)
         assert all(chunk["usage"] is None for chunk in chunks)
 
+    def test_running_usage_counts_each_choice_so_far(self, frontend: RunningFrontend) -> None:
+        frontend.script.token_gap_s = 0.001
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        fields = {"max_tokens": 5, "n": 2, "stream": True, "stream_options": options, "return_token_ids": True}
+        for path, prompt in (("/v1/completions", {"prompt": "hi"}), ("/v1/chat/completions", {"messages": USER})):
+            *chunks, last = events(post(frontend, path, **prompt, **fields))
+            counted = [0, 0]
+            for chunk in chunks:
+                choice = chunk["choices"][0]
+                counted[choice["index"]] += len(choice.get("token_ids") or ())
+                told = chunk["usage"]
+                assert told["completion_tokens"] == counted[choice["index"]]
+                assert told["total_tokens"] - told["completion_tokens"] == last["usage"]["prompt_tokens"]
+            assert counted == [5, 5] and last["usage"]["completion_tokens"] == 10
+
+    def test_running_usage_needs_usage(self, frontend: RunningFrontend) -> None:
+        options = {"continuous_usage_stats": True}
+        chunks = events(post(frontend, "/v1/completions", prompt="hi", stream=True, stream_options=options))
+        assert not any("usage" in chunk for chunk in chunks)
+
     def test_characters_of_several_tokens_are_whole(self, frontend: RunningFrontend) -> None:
         text = "🙂 日本 é!"
         frontend.script.token = fixed_text(text)
