@@ -18,6 +18,7 @@ from colocate.cli.options import (
     SWEEP_PANEL,
     with_settings,
 )
+from colocate.cli.sharing_options import with_sharing
 from colocate.cli.workload import app as workload_app
 from colocate.config.load import load_config
 from colocate.errors import ConfigError
@@ -201,8 +202,10 @@ def recall(
     "times faster than in real time."
 )
 @with_settings(SIMULATE_OPTIONS)
+@with_sharing()
 def simulate(
     flags: dict[str, object],
+    sharing: dict[str, int],
     config: ConfigOption = None,
     workload: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A trace: JSON lines or CSV.", rich_help_panel="Load")
@@ -301,6 +304,7 @@ def simulate(
     ] = None,
 ) -> None:
     from colocate.cli.simulate import Ask, run_simulate
+    from colocate.workload.patterns import PatternShape
     from colocate.workload.recipe import Recipe
 
     recipe = Recipe(
@@ -313,6 +317,7 @@ def simulate(
         period_s=period,
         speed=speed,
         block_tokens=block_tokens,
+        shape=PatternShape(**sharing),
     )
     ask = Ask(
         recipe=recipe,
@@ -338,7 +343,9 @@ def simulate(
     epilog="Open loop unless --concurrency is given: requests are sent on schedule whatever the server does. Exit "
     "code: 0 a valid run, 1 one that is not, 2 something to mend, 130 interrupted; what was measured is always kept.",
 )
+@with_sharing()
 def bench(
+    sharing: dict[str, int],
     address: Annotated[
         str | None, typer.Argument(metavar="URL", help="The server. [dim](http://127.0.0.1:8000)[/]")
     ] = None,
@@ -485,6 +492,7 @@ def bench(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel="Output")] = False,
 ) -> None:
     from colocate.cli.bench import Ask, run_command
+    from colocate.workload.patterns import PatternShape
     from colocate.workload.recipe import Recipe
 
     if address is not None and url is not None:
@@ -499,6 +507,7 @@ def bench(
         period_s=period,
         speed=speed,
         block_tokens=block_tokens,
+        shape=PatternShape(**sharing),
     )
     ask = Ask(
         url=address or url or "http://127.0.0.1:8000",
@@ -616,8 +625,10 @@ def profile_command(
     "run against a fresh server that this command starts. Goes on where it was cut off."
 )
 @with_settings(SWEEP_OPTIONS)
+@with_sharing()
 def sweep(
     flags: dict[str, object],
+    sharing: dict[str, int],
     model: ModelArgument = None,
     config: Annotated[
         Path | None,
@@ -743,6 +754,7 @@ def sweep(
         "timeout": timeout,
         "drain": drain,
         "lateness_bound": lateness_bound,
+        "sharing": {name.replace("_", "-"): value for name, value in sharing.items()} or None,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     sys.exit(run_sweep(read_options(config, given, flags), Manner(resume, retry, estimate)))

@@ -92,6 +92,9 @@ def read_options(file: Path | None, given: Mapping[str, object], flags: Mapping[
     without those that were not given. Raises ConfigError with the key."""
     document = {} if file is None else _document(file)
     merged: dict[str, object] = {**document, **given}
+    in_file, flagged = document.get("sharing"), given.get("sharing")
+    if isinstance(in_file, dict) and isinstance(flagged, dict):
+        merged["sharing"] = {**in_file, **flagged}
     where = str(file) if file is not None else "colocate sweep"
     serve = merged.get("serve") or {}
     if not isinstance(serve, dict):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from colocate.cli.sharing_options import SHORTER, with_sharing
 from colocate.errors import ConfigError
 
 app = typer.Typer(
@@ -49,7 +50,9 @@ RateOption = typer.Option(metavar="X", help="Mean requests per second: time is s
 
 
 @app.command(help="Write a synthetic load: the same file for the same seed and flags.", epilog=_MAKE_EXAMPLES)
+@with_sharing(SHORTER)
 def make(
+    sharing: dict[str, int],
     out: OutOption,
     pattern: Annotated[
         str,
@@ -79,32 +82,6 @@ def make(
     speed: Annotated[float | None, typer.Option(metavar="X", help="Let time run so many times as fast.")] = None,
     slo_class: ClassOption = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of arrivals, lengths and classes.")] = 0,
-    shared_tokens: Annotated[
-        int,
-        typer.Option(metavar="N", help="Of the instructions, document or prefix shared.", rich_help_panel="Sharing"),
-    ] = 2048,
-    num_shared: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Documents open at a time, children of an agent's step, or conversations under way.",
-            rich_help_panel="Sharing",
-        ),
-    ] = 4,
-    num_uses: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Questions to a document, depth of an agent's tree, or turns of a conversation.",
-            rich_help_panel="Sharing",
-        ),
-    ] = 8,
-    num_prefixes: Annotated[
-        int, typer.Option(metavar="N", help="eviction-pressure: how many return in turn.", rich_help_panel="Sharing")
-    ] = 64,
-    block_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Tokens that one prefix id stands for.", rich_help_panel="Sharing")
-    ] = 256,
 ) -> None:
     from colocate.cli.workload_files import run_make
     from colocate.workload.patterns import PatternShape
@@ -118,7 +95,7 @@ def make(
         duration_s=duration,
         period_s=period,
         speed=speed,
-        shape=PatternShape(shared_tokens, num_shared, num_uses, num_prefixes, block_tokens),
+        shape=PatternShape(**sharing),
         classes=parse_classes(slo_class),
     )
     run_make(recipe, seed, out)

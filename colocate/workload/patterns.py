@@ -62,10 +62,11 @@ def prefix_pattern(
 def _check(shape: PatternShape) -> None:
     for name in shape.__slots__:
         if getattr(shape, name) < 1:
-            raise ConfigError("--" + name.replace("_", "-"), f"cannot be {getattr(shape, name)}", "give 1 or more")
+            flag = "--prefix-block-tokens" if name == "block_tokens" else "--" + name.replace("_", "-")
+            raise ConfigError(flag, f"cannot be {getattr(shape, name)}", "give 1 or more")
     if shape.shared_tokens % shape.block_tokens:
         problem = f"{shape.shared_tokens} tokens are no whole number of blocks of {shape.block_tokens}"
-        raise ConfigError("--shared-tokens", problem, "give a multiple, or --block-tokens that divide it")
+        raise ConfigError("--shared-tokens", problem, "give a multiple, or --prefix-block-tokens that divide it")
 
 
 def _shared_schema(

@@ -95,3 +95,6 @@ def test_a_file_mixes_classes_and_says_how_much_is_shared(tmp_path: Path) -> Non
     assert all(row.prompt_tokens > 512 for row in made.rows)
     with pytest.raises(ConfigError, match="shared-token"):
         read_options(_write(tmp_path / "s.yaml", "sharing: {shared-token: 512}\n"), {}, {})
+    flagged = {"sharing": {"num-uses": 3}}
+    both = read_options(_write(tmp_path / "s.yaml", "sharing: {shared-tokens: 512}\n"), flagged, {})
+    assert (both.sharing.shared_tokens, both.sharing.num_uses) == (512, 3)
