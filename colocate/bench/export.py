@@ -94,14 +94,21 @@ def export_runs(folder: Path, runs: Sequence[Run], figures: Sequence[RunFigures]
     """FOLDER/figures.FORMAT with a line per run, FOLDER/requests.FORMAT with a line per request of every run, each
     headed by its run's id, arm and seed. Raises ConfigError as write_table does, and where classes cannot be read."""
     paths = [folder / f"figures.{format}", folder / f"requests.{format}"]
+    for path, of_figures in zip(paths, (True, False), strict=True):
+        write_table(path, table_of(runs, figures, of_figures), format)
+    return paths
+
+
+def table_of(runs: Sequence[Run], figures: Sequence[RunFigures], of_figures: bool) -> list[Line]:
+    """One of the two tables. Raises ConfigError where classes cannot be read."""
+    if of_figures:
+        return figure_lines(figures)
     requests: list[Line] = []
     for run in runs:
         facts = run.manifest
         head: Line = {"run_id": facts.run_id, "arm": facts.arm, "seed": facts.seed}
         requests += [head | line for line in request_lines(run)]
-    for path, lines in zip(paths, (figure_lines(figures), requests), strict=True):
-        write_table(path, lines, format)
-    return paths
+    return requests
 
 
 def _csv(columns: Sequence[str], lines: Sequence[Line]) -> bytes:

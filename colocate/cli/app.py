@@ -800,6 +800,33 @@ def report(
     sys.exit(run_report(ask))
 
 
+@app.command(
+    help="Write what bench and sweep wrote as tables: one line per request (fields, good or not, latencies) and one "
+    "per run (every figure)."
+)
+def export(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Folders that bench or sweep has written.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="PATH", help="A folder for both tables, or a file that ends in .csv or .parquet."
+        ),
+    ],
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="csv, or parquet (needs pyarrow). [dim](default: by --out, else csv)[/]"),
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a file: requests or figures. [dim](default requests)[/]")
+    ] = None,
+) -> None:
+    from colocate.cli.export import ExportAsk, run_export
+
+    sys.exit(run_export(ExportAsk(tuple(results), out, format, table)))
+
+
 app.add_typer(workload_app, name="workload")
 
 
