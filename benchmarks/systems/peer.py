@@ -2,12 +2,14 @@
 
 Not being installed is a normal outcome. A peer's processes live in a group of their own and are gone, all of them, when
 the block ends.
+
+Two ways to run one: `running_peer`, and `PeerServer`, with which `colocate.bench.systems.server.running` starts it (and
+tells its memory), as it does for `colocate sweep`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import socket
@@ -19,30 +21,51 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from colocate.bench.systems.system import Launch
+
 STOP_S = 30.0
 _TAIL_BYTES = 6000
+_VERSION_S = 60.0
+_ASK_VERSION = """
+import importlib.metadata, importlib.util, sys
+package, *distributions = sys.argv[1:]
+if importlib.util.find_spec(package) is not None:
+    for name in distributions:
+        try:
+            print(importlib.metadata.version(name))
+            break
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    else:
+        print("unknown")
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerJob:
-    """What every system is asked to serve. `chunk_tokens`: of one forward, prompts and decode together."""
+    """What every system is asked to serve. `chunk_tokens`: of one forward, prompts and decode together; None: what the
+    system does by itself. `kv_tokens`: room in its KV cache, where it is told in tokens; `kv_gib`, where in bytes."""
 
     model_dir: Path
     name: str = "bench"
     max_num_seqs: int = 256
-    chunk_tokens: int = 8192
+    chunk_tokens: int | None = 8192
     max_model_len: int = 16384
     memory_utilization: float = 0.9
     prefix_caching: bool = False
     eager: bool = False
+    dtype: str = "bfloat16"
+    dummy_weights: bool = True
+    kv_tokens: int = 32768
+    kv_gib: int = 1
+    threads: int = 2  # of a CPU, where the system asks for a number
 
 
 class PeerSystem(Protocol):
-    """Implementations: `vllm.py`, `sglang.py`. Stateless."""
+    """Implementations: `vllm.py`, `sglang.py`, `llama_cpp.py`, `transformers_serve.py`. Stateless."""
 
     @property
     def package(self) -> str:
@@ -54,11 +77,52 @@ class PeerSystem(Protocol):
         """Asked for with every streamed request, so that each chunk says how many tokens it carries."""
         ...
 
-    def command(self, job: PeerJob, port: int) -> list[str]: ...
+    def version(self) -> str | None:
+        """None where it is not installed. May start an interpreter."""
+        ...
 
-    def environment(self) -> Mapping[str, str]:
+    def command(self, job: PeerJob, port: int | str) -> list[str]:
+        """A path in `job` and `port` may be holes, `{model}` and `{port}`: then the command is an entry of `peers`."""
+        ...
+
+    def chunk_flags(self, tokens: int) -> list[str]:
+        """Of `chunk_tokens`; at the end of a command they win over what stands before."""
+        ...
+
+    def served_name(self, job: PeerJob) -> str:
+        """What requests call the model."""
+        ...
+
+    def environment(self, job: PeerJob) -> Mapping[str, str]:
         """Added to this process's own."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PeerServer:
+    """Implements `colocate.bench.systems.System`. An arm's flags come after the system's own."""
+
+    system: PeerSystem
+    job: PeerJob
+    ready_timeout_s: float = 600.0
+
+    @property
+    def name(self) -> str:
+        return self.system.package
+
+    def launch(self, flags: tuple[str, ...], port: int) -> Launch:
+        return Launch(
+            command=(*self.system.command(self.job, port), *flags),
+            url=f"http://127.0.0.1:{port}",
+            ready_path="/health",
+            environ=self.system.environment(self.job),
+            model=self.system.served_name(self.job),
+            ready_timeout_s=self.ready_timeout_s,
+            stop_s=STOP_S,
+        )
+
+    def version(self) -> str:
+        return self.system.version() or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +136,23 @@ class RunningPeer:
 
 def installed_version(system: PeerSystem) -> str | None:
     """None where it is not installed."""
-    if importlib.util.find_spec(system.package) is None:
-        return None
+    return system.version()
+
+
+def package_version(interpreter: Path, package: str, *distributions: str) -> str | None:
+    """Of a package that this interpreter can import, by the first of its distributions that is there (default: the
+    package's own name). None where it cannot, or where there is no such interpreter."""
+    command = [str(interpreter), "-c", _ASK_VERSION, package, *(distributions or (package,))]
     try:
-        return version(system.package)
-    except PackageNotFoundError:
-        return "unknown"
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_VERSION_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def interpreter(variable: str) -> Path:
+    """The Python that an environment variable names; without it, the one that runs this."""
+    return Path(os.environ.get(variable) or sys.executable)
 
 
 @contextlib.contextmanager
@@ -96,7 +171,7 @@ def running_peer(system: PeerSystem, job: PeerJob, ready_timeout_s: float = 300.
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **system.environment()},
+            env={**os.environ, **system.environment(job)},
         )
         try:
             _wait_ready(process, port, started_s + ready_timeout_s, output)
@@ -140,7 +215,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def python() -> str:
-    return sys.executable

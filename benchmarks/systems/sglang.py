@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from systems.peer import PeerJob, python
+from systems.peer import PeerJob, interpreter, package_version
+
+PYTHON_VARIABLE = "PEER_SGLANG_PYTHON"
 
 
 class Sglang:
@@ -16,23 +18,32 @@ class Sglang:
     def __init__(self, *, mixed_chunk: bool = False) -> None:
         self._mixed_chunk = mixed_chunk
 
-    def command(self, job: PeerJob, port: int) -> list[str]:
+    def version(self) -> str | None:
+        return package_version(interpreter(PYTHON_VARIABLE), self.package)
+
+    def command(self, job: PeerJob, port: int | str) -> list[str]:
         return [
-            python(), "-m", "sglang.launch_server",
+            str(interpreter(PYTHON_VARIABLE)), "-m", "sglang.launch_server",
             "--model-path", str(job.model_dir),
             "--served-model-name", job.name,
             "--host", "127.0.0.1",
             "--port", str(port),
-            "--load-format", "dummy",
-            "--dtype", "bfloat16",
+            "--load-format", "dummy" if job.dummy_weights else "auto",
+            "--dtype", job.dtype,
             "--context-length", str(job.max_model_len),
             "--max-running-requests", str(job.max_num_seqs),
-            "--chunked-prefill-size", str(job.chunk_tokens),
+            *([] if job.chunk_tokens is None else self.chunk_flags(job.chunk_tokens)),
             "--mem-fraction-static", str(job.memory_utilization),
             *(["--enable-mixed-chunk"] if self._mixed_chunk else []),
             *([] if job.prefix_caching else ["--disable-radix-cache"]),
             *(["--disable-cuda-graph"] if job.eager else []),
         ]  # fmt: skip
 
-    def environment(self) -> Mapping[str, str]:
+    def chunk_flags(self, tokens: int) -> list[str]:
+        return ["--chunked-prefill-size", str(tokens)]
+
+    def served_name(self, job: PeerJob) -> str:
+        return job.name
+
+    def environment(self, job: PeerJob) -> Mapping[str, str]:
         return {"HF_HUB_OFFLINE": "1"}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import random
 import sys
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +14,15 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from random_model import Shape, write_random_model
+from safetensors.numpy import load_file, save_file
 from stream_client import StreamRecord, stream
-from systems.peer import PeerJob, installed_version, running_peer
+from systems.llama_cpp import GGUF_PYTHON_VARIABLE, LlamaCpp, export_gguf
+from systems.peer import PeerJob, PeerServer, installed_version, interpreter, package_version, running_peer
 from systems.vllm import Vllm
+
+from colocate.bench.systems.colocate import Colocate
+from colocate.bench.systems.server import running
 
 # A server of three tokens that says how many it has sent in `usage` alone, and starts a process of its own.
 SERVER = """
@@ -48,10 +57,19 @@ class SmallServer:
     def __init__(self, program: str = SERVER) -> None:
         self._program = program
 
-    def command(self, job: PeerJob, port: int) -> list[str]:
+    def version(self) -> str | None:
+        return package_version(Path(sys.executable), self.package)
+
+    def command(self, job: PeerJob, port: int | str) -> list[str]:
         return [sys.executable, "-c", self._program, str(port)]
 
-    def environment(self) -> Mapping[str, str]:
+    def chunk_flags(self, tokens: int) -> list[str]:
+        return []
+
+    def served_name(self, job: PeerJob) -> str:
+        return job.name
+
+    def environment(self, job: PeerJob) -> Mapping[str, str]:
         return {}
 
 
@@ -84,3 +102,51 @@ def test_a_peer_that_is_not_installed_is_an_answer(tmp_path: Path) -> None:
         pytest.skip("vLLM is installed here")
     with pytest.raises(RuntimeError, match="vllm is not installed"), running_peer(Vllm(), PeerJob(model_dir=tmp_path)):
         raise AssertionError("it never became ready")
+
+
+def test_llama_cpp_serves_the_same_weights(tmp_path: Path) -> None:
+    """First tokens and their log-probabilities, of weights whose attention depends on positions."""
+    if LlamaCpp().version() is None or package_version(interpreter(GGUF_PYTHON_VARIABLE), "gguf") is None:
+        pytest.skip("llama.cpp's server or the package gguf is not installed here")
+    shape = Shape(hidden=128, layers=2, heads=4, kv_heads=2, intermediate=256, vocab=2048)
+    model = write_random_model(tmp_path / "model", shape)
+    weights = load_file(model / "model.safetensors")
+    for name in weights:
+        if name.endswith(("q_proj.weight", "k_proj.weight", "o_proj.weight", "v_proj.weight")):
+            weights[name] *= 10
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    job = PeerJob(model_dir=export_gguf(model, tmp_path / "model.gguf"), max_num_seqs=1, kv_tokens=2048)
+    flags = ("--dtype", "float32", "--kv-memory", "16MiB", "--served-model-name", "bench", "--log-level", "warning")
+    systems = (
+        (PeerServer(LlamaCpp(), job), ("--cache-type-k", "f32", "--cache-type-v", "f32", "--flash-attn", "off")),
+        (
+            Colocate(str(model), flags),
+            ("--mode", "chunked"),
+        ),
+    )
+    answers = []
+    for system, arm_flags in systems:
+        with running(system, arm_flags, tmp_path / f"{system.name}.log") as server:
+            answers.append([first_logprobs(server.url, seed) for seed in range(6)])
+    for theirs, ours in zip(*answers, strict=True):
+        assert max(theirs, key=theirs.__getitem__) == max(ours, key=ours.__getitem__)
+        assert set(theirs) & set(ours)
+        assert all(abs(theirs[token] - ours[token]) < 1e-4 for token in set(theirs) & set(ours))
+
+
+def first_logprobs(url: str, seed: int) -> dict[str, float]:
+    """Of the five likeliest first tokens after a prompt of 60, by text: parts of characters share one and are left
+    out."""
+    draw = random.Random(seed)
+    prompt = [draw.randrange(300, 2000) for _ in range(60)]
+    body = {"model": "bench", "prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 5}
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        logprobs = json.load(reply)["choices"][0]["logprobs"]
+    if "content" in logprobs:  # llama.cpp's shape is that of chats
+        found = {each["token"]: each["logprob"] for each in logprobs["content"][0]["top_logprobs"]}
+    else:
+        found = logprobs["top_logprobs"][0]
+    return {token: value for token, value in found.items() if "\ufffd" not in token}

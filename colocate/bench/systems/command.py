@@ -11,8 +11,8 @@
           default: []
           chunk512: [--max-num-batched-tokens, "512"]
 
-Arms `peer:vllm` (its first variant, or all of them with `peer:vllm:*`) and `peer:vllm:chunk512`. In `command` and
-`environment`, `{model}` is the sweep's MODEL and `{port}` the port to listen on at 127.0.0.1.
+Arms `peer:vllm` (its first variant, or all of them with `peer:vllm:*`) and `peer:vllm:chunk512`. In `command`, `model`
+and `environment`, `{model}` is the sweep's MODEL and `{port}` the port to listen on at 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -53,7 +53,12 @@ def parse_peers(where: str, document: object) -> dict[str, PeerEntry]:
     except msgspec.ValidationError as error:
         raise ConfigError(where, str(error), "see docs/sweep.md for an entry") from None
     for name, entry in peers.items():
-        for text in (*entry.command, *entry.environment.values(), *chain.from_iterable(entry.variants.values())):
+        for text in (
+            *entry.command,
+            entry.model or "",
+            *entry.environment.values(),
+            *chain.from_iterable(entry.variants.values()),
+        ):
             _check_holes(f"{where}: {name}", text)
         if not any("{port}" in text for text in (*entry.command, *entry.environment.values())):
             raise ConfigError(f"{where}: {name}", "never says {port}", "let the server listen where the sweep asks it")
@@ -79,7 +84,7 @@ class CommandSystem:
             url=f"http://127.0.0.1:{port}",
             ready_path=entry.ready,
             environ={key: fill(text) for key, text in entry.environment.items()},
-            model=entry.model,
+            model=None if entry.model is None else fill(entry.model),
             ready_timeout_s=entry.ready_timeout_s,
             stop_s=entry.stop_s,
         )
