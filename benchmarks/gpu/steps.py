@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from colocate.model.cuda.model import CudaModel
-from colocate.model.cuda.rotary import rotary_table
 from torch import Tensor
 
 from colocate.device.cuda.lane import Lane
 from colocate.model.cuda.attention import attention_for
+from colocate.model.cuda.model import CudaModel
+from colocate.model.cuda.rotary import rotary_table
 from colocate.model.cuda.rows import PrefillBatchRows
 from colocate.model.cuda.state import DecodeState
 from colocate.model.llama import TORCH_DTYPES
