@@ -173,6 +173,8 @@ class Supervisor:
             self._on_child_ready(child, message)
         elif isinstance(message, StartupPhase):
             self._phase = f"{child.role.value}: {message.phase} {message.detail}".strip()
+            if self._lifecycle is Lifecycle.STARTING:
+                self._console.progress(child.role.value, message.phase, message.detail)
             self._next_table_s = 0.0
         elif isinstance(message, ChildFailed):
             self._on_failure(child, message)
