@@ -128,6 +128,8 @@ class _Measurement:
             elapsed_s = self._load.clock()
             if reasons:
                 self._finish_partial(reasons, elapsed_s)
+        # What has happened since the last look, switches above all.
+        done += await asyncio.gather(self._watcher.look(with_memory=False), return_exceptions=True)
         for outcome in done:  # a disk that filled up under a sample
             if isinstance(outcome, Exception):
                 self._finish_partial((str(outcome),), elapsed_s)
