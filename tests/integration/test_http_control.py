@@ -222,4 +222,4 @@ def test_the_document_describes_them(frontend: RunningFrontend) -> None:
     assert document["components"]["schemas"]["SloTargets"]["properties"]["name"]["enum"] == ["interactive", "batch"]
     parameters = {entry["name"]: entry for entry in document["paths"]["/v1/completions"]["post"]["parameters"]}
     assert parameters["x-slo-class"]["schema"]["enum"] == ["interactive", "batch"]
-    assert set(parameters) == {"x-slo-class", "x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-itl-ms"}
+    assert set(parameters) == {"x-slo-class", "x-slo-ttft-ms", "x-slo-tpot-ms", "x-slo-itl-ms", "x-colocate-stages"}
