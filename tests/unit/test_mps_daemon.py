@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from colocate.config.serve import DeviceSection, SchedulerSection, ServeConfig
-from colocate.device.cuda import fake_mps
+from colocate.device.cuda import fake_mps, mps_guard
 from colocate.device.cuda.mps import NO_MPS_DIRECTORY, MpsManager, MpsTools, find_tools
 from colocate.device.cuda.mps_guard import LOG, MAX_PIPE_PATH, PID_FILE, PIPE
 from colocate.errors import ConfigError
@@ -306,3 +306,10 @@ def test_one_process_on_a_cpu_is_refused() -> None:
     with pytest.raises(ConfigError) as refusal:
         gpu_guard_for(ServeConfig(device=DeviceSection(single_process=True)), "cpu")
     assert refusal.value.where == "single_process"
+
+
+def test_a_daemon_that_is_reaped_already_has_ended() -> None:
+    """It may end before anybody looks; that is its own end, with its own log, and not an error of the guard's."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert mps_guard._wait(process.pid) is False

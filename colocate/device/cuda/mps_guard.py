@@ -125,7 +125,10 @@ def _named_in(directory: Path) -> int | None:
 
 def _wait(pid: int) -> bool:
     """True once the run is over, False once this child is."""
-    pidfd = os.pidfd_open(pid)
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False  # it ended at once and is reaped already: whoever drops a Popen does that
     try:
         poller = select.poll()
         poller.register(0, select.POLLIN | select.POLLHUP)
