@@ -85,7 +85,8 @@ def test_time_that_is_over_is_an_outcome(tmp_path: Path) -> None:
 
 def test_a_killed_suite_keeps_its_figures_and_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, str(SUITE), "--smoke", "--only", "attention", "--out", str(tmp_path)]
-    suite = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    own = {**os.environ, "TMPDIR": str(tmp_path)}  # a process that is killed cannot take its folder along
+    suite = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=own)
     path = tmp_path / "kernels.json"
     try:
         deadline_s = time.monotonic() + 60
