@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,52 +11,25 @@ import msgspec
 import pytest
 
 from colocate.bench.http import Address, exchange, request_bytes
-from colocate.bench.plan import BenchPlan
-from colocate.bench.records import RequestRow, RunManifest, ServerSample
+from colocate.bench.records import RunManifest, ServerSample
 from colocate.bench.run import run_bench
 from colocate.bench.stream import StreamSink
 from colocate.errors import ConfigError
-from colocate.workload.patterns import PATTERNS
-from colocate.workload.recipe import Recipe, cook
-from colocate.workload.rows import Workload, WorkloadRow, make_workload
+from colocate.workload.rows import WorkloadRow
+from tests.bench_runs import load_of, plan_for, rows_in, same_rows
 from tests.daemon import eventually
 from tests.golden_server import (
     FAULT_AFTER,
     FIRST_ID,
     Call,
-    GoldenProcess,
     Script,
     Sent,
-    count_prompt,
     golden_here,
     golden_process,
 )
 from tests.limits import LIMIT_S
 
 HERE = Path(__file__).parents[2]
-NEVER_LATE_S = 3600.0  # where a test is not about lateness: it may run on a machine that is busy
-
-
-def _load(*rows: WorkloadRow, duration_s: float | None = None) -> Workload:
-    return make_workload("rows", rows, duration_s)
-
-
-def _same(number: int, gap_s: float = 0.0, prompt_tokens: int = 6, output_tokens: int = 4) -> Workload:
-    rows = [WorkloadRow(index * gap_s, prompt_tokens, output_tokens) for index in range(number)]
-    return make_workload("same", rows, max(number * gap_s, 0.05))
-
-
-def _plan(golden: GoldenProcess, out: Path, workload: Workload, **more: object) -> BenchPlan:
-    settings = {"lateness_bound_s": NEVER_LATE_S, "drain_s": LIMIT_S, **more}
-    return BenchPlan(url=golden.url, workload=workload, out=out, **settings)  # type: ignore[arg-type]
-
-
-def _rows(out: Path) -> list[RequestRow]:
-    return [msgspec.json.decode(line, type=RequestRow) for line in (out / "requests.jsonl").read_bytes().splitlines()]
-
-
-def _manifest(out: Path) -> RunManifest:
-    return msgspec.json.decode((out / "manifest.json").read_bytes(), type=RunManifest)
 
 
 @pytest.mark.parametrize("tells", ["ids", "running", "usage"])
@@ -69,9 +37,9 @@ def _manifest(out: Path) -> RunManifest:
 def test_counts_are_exact(tmp_path: Path, tells: str, tokens_per_event: int) -> None:
     rows = [WorkloadRow(index / 100, 5 + index, 1 + index % 8) for index in range(24)]
     with golden_process(Script(tells=tells, tokens_per_event=tokens_per_event)) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _load(*rows), keep_token_ids=True), quiet=True)
+        manifest = run_bench(plan_for(golden, tmp_path / "run", load_of(*rows), keep_token_ids=True), quiet=True)
         sent = golden.runs()
-    found = _rows(tmp_path / "run")
+    found = rows_in(tmp_path / "run")
 
     assert manifest.status == "valid"
     assert [row.index for row in found] == list(range(24))
@@ -90,12 +58,12 @@ def test_counts_are_exact(tmp_path: Path, tells: str, tokens_per_event: int) -> 
 def test_times_fit_the_servers_own_log(tmp_path: Path) -> None:
     """One start of the run must exist for which nothing was received before it was sent, in either direction."""
     with golden_process(Script(delays_s=(0.03, 0.004))) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _same(30, 0.02, output_tokens=6)), quiet=True)
+        manifest = run_bench(plan_for(golden, tmp_path / "run", same_rows(30, 0.02, output_tokens=6)), quiet=True)
         sent = golden.runs()
     start_s = manifest.client["started_monotonic_s"]
     assert isinstance(start_s, float)
     us = 2e-6  # rows are rounded to microseconds
-    for row, log in zip(_rows(tmp_path / "run"), sent, strict=True):
+    for row, log in zip(rows_in(tmp_path / "run"), sent, strict=True):
         assert row.sent_s is not None
         assert row.scheduled_s <= row.sent_s + us
         assert start_s + row.sent_s <= log.received_s + us
@@ -145,10 +113,10 @@ async def test_each_token_is_timed_before_the_next_is_sent() -> None:
 
 def test_a_thousand_streams_at_once(tmp_path: Path) -> None:
     with golden_process(Script(hold=1000)) as golden:  # answers nobody before all are there
-        manifest = run_bench(_plan(golden, tmp_path / "run", _same(1000, output_tokens=8)), quiet=True)
+        manifest = run_bench(plan_for(golden, tmp_path / "run", same_rows(1000, output_tokens=8)), quiet=True)
         assert len(golden.runs()) == 1000
         assert golden.most_under_way >= 1000
-    rows = _rows(tmp_path / "run")
+    rows = rows_in(tmp_path / "run")
     assert {(row.outcome, row.output_tokens) for row in rows} == {("finished", 8)}
     assert len(rows) == 1000
     assert manifest.client["most_in_flight"] == 1000
@@ -177,8 +145,8 @@ def test_every_fault_is_a_row_of_its_kind(tmp_path: Path) -> None:
     faults = {str(index): fault for index, fault in enumerate(FAULTS)}
     number = len(faults) + 5
     with golden_process(Script(faults=faults)) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _same(number), timeout_s=3.0), quiet=True)
-    rows = _rows(tmp_path / "run")
+        manifest = run_bench(plan_for(golden, tmp_path / "run", same_rows(number), timeout_s=3.0), quiet=True)
+    rows = rows_in(tmp_path / "run")
     found = [(row.outcome, row.error_kind, row.status, row.output_tokens) for row in rows]
     assert found == [*FAULTS.values(), *[("finished", "", 200, 4)] * 5]
     assert all(row.error for row in rows[: len(FAULTS)])
@@ -190,17 +158,17 @@ def test_every_fault_is_a_row_of_its_kind(tmp_path: Path) -> None:
 def test_a_server_killed_in_mid_run_shows_as_failed_rows(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with golden_process(Script(delays_s=(0.02,))) as golden:
-        plan = _plan(golden, out, _same(200, 0.02, output_tokens=5), warmup_s=0.1)
+        plan = plan_for(golden, out, same_rows(200, 0.02, output_tokens=5), warmup_s=0.1)
 
         async def kill() -> None:
-            await asyncio.to_thread(eventually, lambda: out.exists() and len(_rows(out)) >= 10)
+            await asyncio.to_thread(eventually, lambda: out.exists() and len(rows_in(out)) >= 10)
             golden.process.kill()
 
         async def both() -> RunManifest:
             return (await asyncio.gather(asyncio.to_thread(run_bench, plan, quiet=True), kill()))[0]
 
         manifest = asyncio.run(both())
-    rows = _rows(out)
+    rows = rows_in(out)
     assert [row.index for row in rows] == list(range(200))
     kinds = {row.error_kind for row in rows if row.outcome == "failed"}
     assert kinds <= {"refused", "reset", "cut_stream"}
@@ -214,14 +182,14 @@ def test_a_server_killed_in_mid_run_shows_as_failed_rows(tmp_path: Path) -> None
 
 def test_a_run_without_a_token_is_failed(tmp_path: Path) -> None:
     with golden_process(Script(faults={str(index): "500" for index in range(5)})) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _same(5)), quiet=True)
-    assert (manifest.status, len(_rows(tmp_path / "run"))) == ("failed", 5)
+        manifest = run_bench(plan_for(golden, tmp_path / "run", same_rows(5)), quiet=True)
+    assert (manifest.status, len(rows_in(tmp_path / "run"))) == ("failed", 5)
 
 
 def test_a_client_that_sends_late_calls_its_run_invalid(tmp_path: Path) -> None:
     with golden_process() as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _same(50), lateness_bound_s=1e-9), quiet=True)
-    late_s = sorted(row.sent_s - row.scheduled_s for row in _rows(tmp_path / "run") if row.sent_s is not None)
+        manifest = run_bench(plan_for(golden, tmp_path / "run", same_rows(50), lateness_bound_s=1e-9), quiet=True)
+    late_s = sorted(row.sent_s - row.scheduled_s for row in rows_in(tmp_path / "run") if row.sent_s is not None)
     told = manifest.client["lateness_s"]
     assert isinstance(told, dict)
     assert manifest.status == "invalid"
@@ -231,27 +199,29 @@ def test_a_client_that_sends_late_calls_its_run_invalid(tmp_path: Path) -> None:
 
 def test_phases_follow_the_schedule(tmp_path: Path) -> None:
     with golden_process() as golden:
-        plan = _plan(golden, tmp_path / "run", _same(10, 0.02), warmup_s=0.05, cooldown_s=0.05)
+        plan = plan_for(golden, tmp_path / "run", same_rows(10, 0.02), warmup_s=0.05, cooldown_s=0.05)
         run_bench(plan, quiet=True)
-    phases = [row.phase for row in _rows(tmp_path / "run")]
+    phases = [row.phase for row in rows_in(tmp_path / "run")]
     assert phases == ["warmup"] * 3 + ["measured"] * 5 + ["cooldown"] * 2
 
 
 def test_what_is_unfinished_after_the_drain_is_cut_off(tmp_path: Path) -> None:
     rows = (WorkloadRow(0.0, 5, 4, session="a"), WorkloadRow(0.0, 30, 4, session="a"), WorkloadRow(0.0, 5, 4))
     with golden_process(Script(faults={"0": "stall"})) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _load(*rows, duration_s=0.2), drain_s=0.2), quiet=True)
-    found = [(row.outcome, row.output_tokens) for row in _rows(tmp_path / "run")]
+        manifest = run_bench(
+            plan_for(golden, tmp_path / "run", load_of(*rows, duration_s=0.2), drain_s=0.2), quiet=True
+        )
+    found = [(row.outcome, row.output_tokens) for row in rows_in(tmp_path / "run")]
     assert found == [("cut_off", FAULT_AFTER), ("not_sent", 0), ("finished", 4)]
     assert manifest.status == "valid"
 
 
 def test_a_closed_loop_holds_its_concurrency(tmp_path: Path) -> None:
     with golden_process(Script(delays_s=(0.005,), hold=4)) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _same(40, 100.0), concurrency=4), quiet=True)
+        manifest = run_bench(plan_for(golden, tmp_path / "run", same_rows(40, 100.0), concurrency=4), quiet=True)
         golden.log()
         assert golden.most_under_way == 4
-    rows = _rows(tmp_path / "run")
+    rows = rows_in(tmp_path / "run")
     assert [row.outcome for row in rows] == ["finished"] * 40
     assert [row.scheduled_s for row in rows] == [row.sent_s for row in rows]
     assert (manifest.concurrency, manifest.offered_rate) == (4, None)
@@ -264,70 +234,23 @@ def test_a_closed_loop_holds_its_concurrency(tmp_path: Path) -> None:
 
 def test_a_closed_loop_ends_by_time_and_offers_only_what_it_took(tmp_path: Path) -> None:
     with golden_process(Script(delays_s=(0.01,))) as golden:
-        plan = _plan(golden, tmp_path / "run", _same(100_000, 5e-6), concurrency=2)
+        plan = plan_for(golden, tmp_path / "run", same_rows(100_000, 5e-6), concurrency=2)
         manifest = run_bench(plan, quiet=True)
-        assert len(golden.runs()) == len(_rows(tmp_path / "run")) == manifest.client["offered"]
-    assert 0 < len(_rows(tmp_path / "run")) < 100_000
-
-
-@pytest.mark.parametrize("endpoint", ["completions", "chat"])
-@pytest.mark.parametrize("has_tokenize", [True, False])
-def test_text_prompts_have_exactly_the_tokens_planned(tmp_path: Path, endpoint: str, has_tokenize: bool) -> None:
-    rows = [WorkloadRow(index / 100, 20 + 7 * index, 2) for index in range(10)]
-    script = Script(takes_ids=False, has_tokenize=has_tokenize, tells="usage")
-    with golden_process(script) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _load(*rows), endpoint=endpoint), quiet=True)
-        sent = golden.runs()
-    field = "messages" if endpoint == "chat" else "prompt"
-    assert [count_prompt({field: each.prompt}) for each in sent] == [row.prompt_tokens for row in rows]
-    assert manifest.client["prompt_counts"] == {"told": 10, "off": 0, "largest_error": 0}
-
-
-def test_equal_prefixes_are_equal_text_and_seeds_differ(tmp_path: Path) -> None:
-    rows = [WorkloadRow(index / 100, 40, 1, prefix=(index % 2,), block_tokens=16) for index in range(4)]
-    texts = []
-    for seed in (0, 0, 1):
-        with golden_process(Script(takes_ids=False)) as golden:
-            run_bench(_plan(golden, tmp_path / str(len(texts)), _load(*rows), seed=seed), quiet=True)
-            texts.append([each.prompt.split() for each in golden.runs()])
-    first, again, other = texts
-    assert first == again != other
-    assert first[0][:16] == first[2][:16] != first[1][:16]
-    assert first[0] != first[2]
-
-
-@pytest.mark.parametrize("endpoint", ["completions", "chat"])
-def test_a_later_turn_waits_for_the_answer_and_holds_it(tmp_path: Path, endpoint: str) -> None:
-    rows = (WorkloadRow(0.0, 30, 4, session="a"), WorkloadRow(0.0, 60, 3, session="a"))
-    script = Script(delays_s=(0.05,), takes_ids=endpoint == "completions")
-    with golden_process(script) as golden:
-        run_bench(_plan(golden, tmp_path / "run", _load(*rows), endpoint=endpoint), quiet=True)
-        first, second = (each.prompt for each in golden.runs())
-    one, two = _rows(tmp_path / "run")
-    assert one.end_s is not None
-    assert two.sent_s is not None
-    assert two.sent_s >= two.scheduled_s >= one.end_s
-    assert (one.outcome, two.outcome) == ("finished", "finished")
-    if endpoint == "completions":
-        assert len(second) == 60
-        assert second[:34] == [*first, *range(FIRST_ID, FIRST_ID + 4)]
-    else:
-        assert [message["role"] for message in second] == ["user", "assistant", "user"]
-        assert second[1]["content"] == " w0 w1 w2 w3"
-        assert count_prompt({"messages": second}) == 60
+        assert len(golden.runs()) == len(rows_in(tmp_path / "run")) == manifest.client["offered"]
+    assert 0 < len(rows_in(tmp_path / "run")) < 100_000
 
 
 def test_fields_that_a_server_refuses_are_left_out_and_named(tmp_path: Path) -> None:
     script = Script(refuses=("ignore_eos",), takes_ids=False, ends_streams=False)
     with golden_process(script) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _same(3)), quiet=True)
+        manifest = run_bench(plan_for(golden, tmp_path / "run", same_rows(3)), quiet=True)
     assert manifest.status == "valid"
     assert manifest.client["refused_fields"] == ["ignore_eos"]
-    assert {row.outcome for row in _rows(tmp_path / "run")} == {"finished"}
+    assert {row.outcome for row in rows_in(tmp_path / "run")} == {"finished"}
 
 
 def test_mistakes_are_named_before_anything_is_written(tmp_path: Path) -> None:
-    load = _same(2)
+    load = same_rows(2)
     with golden_process(Script(key="secret")) as golden:
         for more, where, words in (
             ({}, "--api-key", "wants a key"),
@@ -335,105 +258,23 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path: Path) -> None:
             ({"api_key": "secret", "model": "nobody"}, "--model", "nobody"),
         ):
             with pytest.raises(ConfigError) as raised:
-                run_bench(_plan(golden, tmp_path / "run", load, **more), quiet=True)
+                run_bench(plan_for(golden, tmp_path / "run", load, **more), quiet=True)
             assert (raised.value.where, words in raised.value.problem) == (where, True)
-        assert run_bench(_plan(golden, tmp_path / "run", load, api_key="secret"), quiet=True).status == "valid"
+        assert run_bench(plan_for(golden, tmp_path / "run", load, api_key="secret"), quiet=True).status == "valid"
         assert "secret" not in (tmp_path / "run" / "manifest.json").read_text()
         with pytest.raises(ConfigError, match="holds a run already"):
-            run_bench(_plan(golden, tmp_path / "run", load, api_key="secret"), quiet=True)
+            run_bench(plan_for(golden, tmp_path / "run", load, api_key="secret"), quiet=True)
     with pytest.raises(ConfigError, match="nobody answers"):
-        run_bench(_plan(golden, tmp_path / "other", load), quiet=True)
+        run_bench(plan_for(golden, tmp_path / "other", load), quiet=True)
     assert not (tmp_path / "other").exists()
 
 
 # In processes of their own
 
 
-def _command(golden: GoldenProcess, out: Path, *more: str) -> list[str]:
-    load = ["--lengths", "5/40", "--arrivals", "constant", "--warmup", "0", "--lateness-bound", str(NEVER_LATE_S)]
-    return [sys.executable, "-m", "colocate", "bench", golden.url, "--out", str(out), *load, *more]
-
-
-def test_a_disk_that_fills_up_keeps_whole_rows_and_says_so(tmp_path: Path) -> None:
-    out, limit = tmp_path / "run", 20_000
-    with golden_process() as golden:
-        done = subprocess.run(
-            _command(golden, out, "--rate", "100", "--duration", "2"),
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-            capture_output=True,
-            text=True,
-            cwd=HERE,
-        )
-    assert done.returncode == 2
-    assert "disk is full" in done.stderr
-    rows = _rows(out)
-    assert 0 < len(rows) < 200
-    assert (out / "requests.jsonl").stat().st_size <= limit
-    assert _manifest(out).status == "partial"
-    assert "disk is full" in _manifest(out).reasons[0]
-
-
-def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with golden_process(Script(delays_s=(0.01,))) as golden:
-        command = _command(golden, out, "--rate", "50", "--duration", "600")
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE) as process:
-            eventually(lambda: out.exists() and len(_rows(out)) >= 5)
-            os.kill(process.pid, signal.SIGINT)
-            printed, complained = process.communicate()
-    assert process.returncode == 130, complained
-    manifest, rows = _manifest(out), _rows(out)
-    assert (manifest.status, manifest.reasons) == ("partial", ("interrupted",))
-    assert [row.index for row in rows] == list(range(30_000))
-    outcomes = {row.outcome for row in rows}
-    assert {"finished", "not_sent"} <= outcomes <= {"finished", "cut_off", "not_sent"}
-    assert str(out) in printed
-
-
-def test_a_killed_client_leaves_a_folder_that_says_partial(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with golden_process() as golden:
-        command = _command(golden, out, "--rate", "50", "--duration", "600", "--quiet")
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=HERE) as process:
-            eventually(lambda: out.exists() and len(_rows(out)) >= 5)
-            process.kill()
-    assert _manifest(out).status == "partial"
-    assert len(_rows(out)) >= 5
-
-
-def test_exit_codes(tmp_path: Path) -> None:
-    def run(golden: GoldenProcess, name: str, *more: str) -> subprocess.CompletedProcess[str]:
-        command = _command(golden, tmp_path / name, "--num-prompts", "5", "--rate", "100", *more)
-        return subprocess.run(command, capture_output=True, text=True, cwd=HERE)
-
-    with golden_process() as golden:
-        good = run(golden, "a", "--json", "--slo", "ttft 60 s, tpot 60 s", "--header", "x-a=b", "--extra-body", "{}")
-        late = run(golden, "b", "--lateness-bound", "1e-9")
-        wrong = run(golden, "c", "--model", "nobody")
-        headers = golden.runs()[0].headers
-    assert (good.returncode, late.returncode, wrong.returncode) == (0, 1, 2)
-    figures = json.loads(good.stdout)
-    assert (figures["num_offered"], figures["attainment"]["good"]) == (5, 5)
-    assert headers["x-a"] == "b"
-    assert headers["x-colocate-stages"] == "1"
-    assert "b" not in _manifest(tmp_path / "a").command
-    assert "nobody" in wrong.stderr
-    assert "to mend it" in wrong.stderr
-
-
-@pytest.mark.parametrize("pattern", [*PATTERNS])
-def test_patterns_are_served_with_their_lengths(tmp_path: Path, pattern: str) -> None:
-    load = cook(Recipe(rates=(40.0,), lengths=("20/3",), pattern=pattern, duration_s=0.5), 3)
-    with golden_process() as golden:
-        run_bench(_plan(golden, tmp_path / "run", load), quiet=True)
-        sent = golden.runs()
-    assert [len(each.prompt) for each in sent] == [row.prompt_tokens for row in load.rows]
-    assert {row.outcome for row in _rows(tmp_path / "run")} == {"finished"}
-
-
 def test_memory_and_processor_time_of_a_local_server_are_noted(tmp_path: Path) -> None:
     with golden_process(Script(delays_s=(0.05,))) as golden:
-        manifest = run_bench(_plan(golden, tmp_path / "run", _same(3)), quiet=True)
+        manifest = run_bench(plan_for(golden, tmp_path / "run", same_rows(3)), quiet=True)
     lines = (tmp_path / "run" / "server.jsonl").read_bytes().splitlines()
     first = msgspec.json.decode(lines[0], type=ServerSample)
     assert first.resident_bytes is not None
