@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from colocate.bench.systems.command import CommandSystem, PeerEntry
-from colocate.bench.systems.guard import NOT_STARTED, descendants
+from colocate.bench.systems.guard import NOT_STARTED
 from colocate.bench.systems.server import ServerFailed, is_ready, running
+from colocate.family import descendants
 from tests.daemon import eventually
 
 # A server that has a child of its own in another session, as those have that fork workers. It says both pids.

@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+from colocate.family import descendants, reap_all, say, signal_all
+
 NOT_STARTED = 127
 
 _PR_SET_PDEATHSIG = 1
@@ -45,9 +47,9 @@ def main(log: Path, stop_s: float, command: list[str]) -> int:
                 preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
             )
         except OSError as error:
-            _say(f"{command[0]}: {error.strerror}")
+            say(f"{command[0]}: {error.strerror}")
             return NOT_STARTED
-    _say(str(server.pid))
+    say(str(server.pid))
     try:
         if _wait(server, stopped):
             _stop(server, stop_s)
@@ -55,24 +57,6 @@ def main(log: Path, stop_s: float, command: list[str]) -> int:
         _kill_rest(server)
     code = server.poll()
     return 1 if code is None else code if code >= 0 else 128 - code
-
-
-def descendants(ancestor: int) -> list[int]:
-    """Children, theirs, and so on, of which those that are orphans have become ours."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-    found: list[int] = []
-    frontier = {ancestor}
-    while frontier:
-        frontier = {pid for pid, parent in parents.items() if parent in frontier}
-        found += frontier
-    return found
 
 
 def _stop_pipe() -> int:
@@ -112,30 +96,11 @@ def _stop(server: subprocess.Popen[bytes], stop_s: float) -> None:
 def _kill_rest(server: subprocess.Popen[bytes]) -> None:
     server.poll()
     deadline_s = time.monotonic() + _KILL_S
-    while (left := descendants(os.getpid())) and time.monotonic() < deadline_s:
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+    while descendants(os.getpid()) and time.monotonic() < deadline_s:
+        signal_all(signal.SIGKILL)
         server.poll()
-        _reap_orphans()
+        reap_all()
         time.sleep(0.01)
-
-
-def _reap_orphans() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def _say(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except OSError:
-        pass  # nobody listens any more
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from colocate.bench.systems.guard import descendants
 from colocate.bench.systems.system import Launch, System
 from colocate.errors import ColocateError
+from colocate.family import descendants
 
 _TAIL_BYTES = 4000
 _POLL_S = 0.1

@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 from colocate.device.cuda.mps_control import MpsControl
+from colocate.family import descendants, reap_all, say, signal_all
 
 PIPE, LOG = "p", "l"  # short: a path to a socket has about a hundred bytes
 MAX_PIPE_PATH = 80  # room for the longest name the daemon puts into its pipe directory
@@ -50,7 +51,7 @@ def main(command: list[str]) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     directory = make_directory()
     try:
-        _say(str(directory))
+        say(str(directory))
         environ = mps_environment(directory)
         try:
             run_ended = _follow(_start(command, environ, directory), directory)
@@ -60,7 +61,7 @@ def main(command: list[str]) -> int:
         finally:
             _end(MpsControl(command, environ))
     finally:
-        _say(log_tail(directory))
+        say(log_tail(directory))
         shutil.rmtree(directory, ignore_errors=True)
     return 0 if run_ended else 1
 
@@ -93,7 +94,7 @@ def log_tail(directory: Path) -> str:
 
 
 def _start(command: list[str], environ: dict[str, str], directory: Path) -> int:
-    """Its number. It is reaped by `_reap`, as whatever else becomes our child."""
+    """Its number. It is reaped by `reap_all`, as whatever else becomes our child."""
     with (directory / LOG / _FOREGROUND).open("wb") as output:
         daemon = subprocess.Popen(
             [*command, "-f"],
@@ -110,7 +111,7 @@ def _follow(pid: int, directory: Path) -> bool:
     """True once the run is over, False once the daemon is."""
     while not _wait(pid):
         successor = _named_in(directory)
-        if successor in (None, pid) or successor not in _descendants(os.getpid()):
+        if successor in (None, pid) or successor not in descendants(os.getpid()):
             return False
         pid = successor
     return True
@@ -146,66 +147,25 @@ def _wait(pid: int) -> bool:
 def _end(control: MpsControl) -> None:
     """The daemon is told to quit; what is left of it and its servers is asked to leave, then killed."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if _descendants(os.getpid()):
+    if descendants(os.getpid()):
         heard = control.ask("quit -t 1", _QUIT_S) is not None
         if not (heard and _all_end(_QUIT_S)):
-            _signal_all(signal.SIGTERM)
+            signal_all(signal.SIGTERM)
             _all_end(_TERM_S)
     deadline_s = time.monotonic() + _KILL_S
     while not _all_end(0.01) and time.monotonic() < deadline_s:
-        _signal_all(signal.SIGKILL)
+        signal_all(signal.SIGKILL)
 
 
 def _all_end(timeout_s: float) -> bool:
     deadline_s = time.monotonic() + timeout_s
     while True:
-        _reap()
-        if not _descendants(os.getpid()):
+        reap_all()
+        if not descendants(os.getpid()):
             return True
         if time.monotonic() > deadline_s:
             return False
         time.sleep(0.01)
-
-
-def _signal_all(number: signal.Signals) -> None:
-    for pid in _descendants(os.getpid()):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            pass
-
-
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def _descendants(ancestor: int) -> list[int]:
-    """Children, theirs, and so on, of which those that are orphans have become ours."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(fields[1])
-    found: list[int] = []
-    frontier = {ancestor}
-    while frontier:
-        frontier = {pid for pid, parent in parents.items() if parent in frontier}
-        found += frontier
-    return found
-
-
-def _say(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except OSError:
-        pass  # nobody listens any more
 
 
 if __name__ == "__main__":
