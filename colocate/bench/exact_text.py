@@ -223,11 +223,6 @@ def tokenizer_families(tokenizer: Any) -> tuple[tuple[str, ...], ...]:
     return (vocabulary_words(tokenizer), *FAMILIES)
 
 
-def token_count(tokenizer: Any) -> Callable[[str], int]:
-    """Counts as a server does, with the special tokens that the tokenizer puts around a text."""
-    return lambda text: len(tokenizer.encode(text).ids)
-
-
 def settle(search: Search[Result], count: Callable[[str], int]) -> Result:
     """Answer a search from a function. Raises what the search raises."""
     try:

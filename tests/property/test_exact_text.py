@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,6 @@ from colocate.bench.exact_text import (
     find_exact_text,
     settle,
     settle_async,
-    token_count,
     tokenizer_families,
     tour,
     vocabulary_words,
@@ -37,6 +37,11 @@ RUNES = [
     )
     for line in range(60)
 ]
+
+
+def token_count(tokenizer: Any) -> Callable[[str], int]:
+    """Counts as a server does, with the special tokens that the tokenizer puts around a text."""
+    return lambda text: len(tokenizer.encode(text).ids)
 
 
 def demo() -> Tokenizer:

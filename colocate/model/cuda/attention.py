@@ -120,12 +120,6 @@ class CudaAttention:
                 parts = kv_pool.new_empty((max_rows, 2), dtype=torch.int32)
                 self._steps[window] = _StepPlan(window, layer, items, parts)
 
-    @property
-    def workspace_bytes(self) -> int:
-        """Device memory held beside the pool, without FlashInfer's."""
-        plans = sum(step.items.nbytes + step.parts.nbytes for step in self._steps.values())
-        return self._part_out.nbytes + self._part_lse.nbytes + plans
-
     def prefill(self, layer: int, q: Tensor, rows: PrefillBatchRows, out: Tensor, num_sms: int) -> None:
         """Query i of row r sees positions 0 .. starts[r] + i, limited by the layer's window; their KV is written."""
         if rows.num_rows > self._max_rows or rows.num_tokens > self._max_tokens:

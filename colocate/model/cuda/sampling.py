@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from colocate.messages.sampling import SampleState, SamplingParams
 from colocate.model.cuda.state import MAX_ENDS
 from colocate.model.noise import GAMMA, mix
-from colocate.model.sampler import GREEDY_BELOW, SampledTokens, Sampler
+from colocate.model.sampler import GREEDY_BELOW
 
 _MASK = 2**64 - 1
 _MOST = 2**31 - 1
@@ -69,11 +66,6 @@ def table_row(sample: SampleState, vocab_size: int | None = None) -> NDArray[np.
         row["ends"][place] = token_id
         row["end_finishes"][place] = finishes
     return row
-
-
-def sample_on_host(sampler: Sampler, logits: Tensor, states: Sequence[SampleState]) -> SampledTokens:
-    """Draw rows of float32 logits [rows, vocab] on any device by the CPU's sampler. Waits for the device."""
-    return sampler.sample(logits.cpu(), states)
 
 
 def _chain(params: SamplingParams) -> int:

@@ -16,10 +16,9 @@ from colocate.model.config import load_model_config
 from colocate.model.cuda.activations import ActivationPlan, hidden_bytes
 from colocate.model.cuda.linear import CublasLinear, _loaded_cublas
 from colocate.model.cuda.rotary import rotary_table
-from colocate.model.cuda.sampling import TABLE_ROW, needs_host, sample_on_host, table_row
+from colocate.model.cuda.sampling import TABLE_ROW, needs_host, table_row
 from colocate.model.cuda.state import MAX_ENDS, DecodeState, SamplingTable, StepRows
 from colocate.model.rope import RotaryTable
-from colocate.model.sampler import Sampler
 
 DEMO = load_model_config(Path(colocate.model.__file__).parent / "demo")
 
@@ -83,12 +82,6 @@ def test_state_has_a_slot_for_padding() -> None:
     assert (state.capacity, state.padding_slot, state.block_table.shape) == (5, 4, (5, 6))
     assert StepRows.allocate(state, 2).index.tolist() == [4, 4]
     assert state.nbytes == 5 * (4 * 4 + 6 * 4) + state.sampling.nbytes
-
-
-def test_the_host_draws_from_a_copy() -> None:
-    logits = torch.randn(2, 50)
-    states = [SampleState(SamplingParams(max_tokens=9, seed=4, logprobs=1), 3)] * 2
-    assert sample_on_host(Sampler(50), logits, states) == Sampler(50).sample(logits, states)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
