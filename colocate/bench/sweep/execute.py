@@ -165,6 +165,7 @@ class SweepRunner:
             arm=spec.arm,
             command=plan.command,
             server_command=_written(server.launch),
+            keep_token_ids=True,  # equal seeds ask the same of every arm: the report holds answers side by side
         )
 
     @contextmanager
