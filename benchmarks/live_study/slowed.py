@@ -4,7 +4,7 @@ An emulated device at its own speed asks more of two cores than they have: hundr
 the engine, the frontend and the client. With every device time and every target `slow` times as long and arrivals
 `slow` times as rare, the device is as busy as before and the host `slow` times less.
 
-    python benchmarks/live_study/slowed.py configs/profiles/emulated-h200-roofline.yaml 4 profiles/h200-slow4.json
+    python benchmarks/live_study/slowed.py configs/profiles/emulated-h200-roofline.yaml 2 profiles/h200-slow2.json
 
 writes such a profile; rates and targets are for whoever serves with it to change.
 """
