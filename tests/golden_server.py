@@ -36,7 +36,7 @@ class Script:
 
     delays_s: tuple[float, ...] = ()  # before token 0, 1, ..; the last one for all that follow; empty: none
     tokens_per_event: int = 1
-    tells: str = "ids"  # ids, running (usage in every event), usage (at the end), nothing
+    tells: str = "ids"  # ids, running (usage in every event), usage (an event at the end), last (in the last event), nothing
     owner: str = "golden"
     key: str = ""
     faults: dict[str, str] = field(default_factory=dict)
@@ -185,7 +185,7 @@ class Call:
             self.event(self.chunk(body, done, new, total))
             await self.writer.drain()
             done += new
-        if script.tells != "nothing" and body.get("stream_options", {}).get("include_usage"):
+        if script.tells not in ("last", "nothing") and body.get("stream_options", {}).get("include_usage"):
             self.event({"choices": [], "usage": _usage(body, total)})
         if script.ends_streams:
             self.send(b"data: [DONE]\n\n")
@@ -215,7 +215,7 @@ class Call:
         event: dict[str, Any] = {"choices": [choice]}
         if self.golden.script.tells == "ids":
             choice["token_ids"] = list(range(FIRST_ID + done, FIRST_ID + done + new))
-        elif self.golden.script.tells == "running":
+        elif self.golden.script.tells == "running" or (self.golden.script.tells == "last" and done + new == total):
             event["usage"] = _usage(body, done + new)
         return event
 

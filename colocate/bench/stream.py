@@ -150,7 +150,7 @@ class StreamSink:
             self._names_ids = True
             self.token_ids += ids
             num_tokens = len(ids)
-        elif usage and self.completion_tokens is not None:
+        elif usage and self.completion_tokens is not None and not self._is_total(choice):
             num_tokens = max(0, self.completion_tokens - self._counted)
             self._counted += num_tokens
         if text or num_tokens:
@@ -159,6 +159,10 @@ class StreamSink:
             if self.keep_text:
                 self.text.append(text)
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def _is_total(self, choice: dict[str, Any]) -> bool:
+        """A first count that comes with the end of an answer is of all its events (llama.cpp), and no running one."""
+        return bool(choice.get("finish_reason") and self.event_s) and not self._counted
 
     def _take_stages(self, stages: object) -> None:
         try:

@@ -32,7 +32,7 @@ from tests.limits import LIMIT_S
 HERE = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("tells", ["ids", "running", "usage"])
+@pytest.mark.parametrize("tells", ["ids", "running", "usage", "last"])
 @pytest.mark.parametrize("tokens_per_event", [1, 3])
 def test_counts_are_exact(tmp_path: Path, tells: str, tokens_per_event: int) -> None:
     rows = [WorkloadRow(index / 100, 5 + index, 1 + index % 8) for index in range(24)]

@@ -81,6 +81,19 @@ def test_usage_at_the_end_spreads_tokens_over_events(total: int, expected: tuple
     assert sink.prompt_tokens == 9
 
 
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [(2, ([1.0, 2.0], "events")), (4, ([1.0, 1.0, 2.0, 2.0], "usage"))],
+)
+def test_a_count_beside_the_finish_reason_is_of_the_whole_answer(total: int, expected: tuple[list[float], str]) -> None:
+    """As llama.cpp ends a completion: its last event has no text, a choice and the only usage."""
+    usage = {"prompt_tokens": 3, "completion_tokens": total}
+    last = _event({"choices": [{"text": "", "finish_reason": "length"}], "usage": usage})
+    sink = _heard((1.0, _text("a")), (2.0, _text("b")), (3.0, last + b"data: [DONE]\n\n"))
+    assert sink.tokens() == expected
+    assert _heard((1.0, last + b"data: [DONE]\n\n")).tokens() == ([1.0] * total, "usage")  # nothing else tells of any
+
+
 def test_chat_deltas_and_roles() -> None:
     def delta(finish: str | None = None, **fields: str) -> bytes:
         return _event({"choices": [{"delta": fields, "finish_reason": finish}]})
