@@ -36,7 +36,7 @@ class Script:
 
     delays_s: tuple[float, ...] = ()  # before token 0, 1, ..; the last one for all that follow; empty: none
     tokens_per_event: int = 1
-    tells: str = "ids"  # ids, running (usage in every event), usage (an event at the end), last (in the last event), nothing
+    tells: str = "ids"  # ids; usage: running (every event), last (the last one), usage (one more); nothing
     owner: str = "golden"
     key: str = ""
     faults: dict[str, str] = field(default_factory=dict)
