@@ -161,7 +161,7 @@ class StreamSink:
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
     def _is_total(self, choice: dict[str, Any]) -> bool:
-        """A first count that comes with the end of an answer is of all its events (llama.cpp), and no running one."""
+        """A first count beside the finish reason is of the whole answer (llama.cpp, transformers), no running one."""
         return bool(choice.get("finish_reason") and self.event_s) and not self._counted
 
     def _take_stages(self, stages: object) -> None:
