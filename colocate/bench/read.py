@@ -14,6 +14,7 @@ from msgspec import Struct, structs
 
 from colocate.bench.records import (
     SCHEMA_VERSION,
+    RecallRecord,
     RequestRow,
     RunManifest,
     RunStatus,
@@ -27,9 +28,12 @@ REQUESTS_FILE = "requests.jsonl"
 SERVER_FILE = "server.jsonl"
 SWEEP_FILE = "sweep.json"
 RUNS_FOLDER = "runs"
+RECALL_FOLDER = "recall"
 
-_Manifest = TypeVar("_Manifest", RunManifest, SweepManifest)
+_Document = TypeVar("_Document", RunManifest, SweepManifest, RecallRecord)
 _Line = TypeVar("_Line", RequestRow, ServerSample)
+
+_REPEAT = "the folder is damaged: repeat the run"
 
 
 class _Versioned(Struct):
@@ -59,7 +63,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A run of a sweep that could not be read, and why."""
+    """A run of a sweep, or a record of its recall, that could not be read, and why."""
 
     folder: Path
     problem: str
@@ -67,12 +71,14 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A sweep as read: its runs in order of their names. What could not be read stands in `unreadable`."""
+    """A sweep as read: its runs in order of their names, and what its arms recalled. What could not be read stands in
+    `unreadable`."""
 
     folder: Path
     manifest: SweepManifest
     runs: tuple[Run, ...]
     unreadable: tuple[Unreadable, ...] = ()
+    recalls: tuple[RecallRecord, ...] = ()
 
 
 def read_results(folder: Path) -> Run | Sweep:
@@ -101,18 +107,33 @@ def read_sweep(folder: Path) -> Sweep:
             runs.append(read_run(path))
         except ConfigError as error:
             unreadable.append(Unreadable(path, str(error)))
-    return Sweep(folder, manifest, tuple(runs), tuple(unreadable))
+    recalls: list[RecallRecord] = []
+    for path in sorted((folder / RECALL_FOLDER).glob("*.json")):
+        try:
+            recalls.append(read_recall(path))
+        except ConfigError as error:
+            unreadable.append(Unreadable(path, str(error)))
+    return Sweep(folder, manifest, tuple(runs), tuple(unreadable), tuple(recalls))
 
 
 def read_sweep_manifest(folder: Path) -> SweepManifest:
     """What a sweep set out to do, without its runs. Raises ConfigError."""
-    return _manifest(folder, SWEEP_FILE, SweepManifest)
+    return _document(folder / SWEEP_FILE, SweepManifest, "a manifest of a run or sweep", _REPEAT)
+
+
+def read_recall(path: Path) -> RecallRecord:
+    """What one arm recalled. Raises ConfigError: no such file, another version, not such a record."""
+    what, remedy = "a record of recall", "delete it, and ask again with `colocate sweep --recall`"
+    record = _document(path, RecallRecord, what, remedy)
+    if not 0 <= record.right <= record.asked:
+        raise ConfigError(str(path), f"says that {record.right} of {record.asked} answers were right", remedy)
+    return record
 
 
 def read_run(folder: Path) -> Run:
     """One run. Raises ConfigError: no such file, another version, a line that cannot be read (the last one excepted),
     a request that stands twice."""
-    manifest = _manifest(folder, MANIFEST_FILE, RunManifest)
+    manifest = _document(folder / MANIFEST_FILE, RunManifest, "a manifest of a run or sweep", _REPEAT)
     rows, row_notes = _lines(folder / REQUESTS_FILE, RequestRow)
     server = folder / SERVER_FILE
     samples, sample_notes = _lines(server, ServerSample) if server.exists() else ([], [])
@@ -132,26 +153,24 @@ def _with_end(manifest: RunManifest, rows: Sequence[RequestRow]) -> RunManifest:
     return structs.replace(manifest, elapsed_s=max((row.end_s or row.scheduled_s for row in rows), default=0.0))
 
 
-def _manifest(folder: Path, name: str, kind: type[_Manifest]) -> _Manifest:
-    data = _bytes(folder / name)
+def _document(path: Path, kind: type[_Document], what: str, remedy: str) -> _Document:
+    """`remedy`: for a file that is damaged."""
+    data = _bytes(path)
     try:
         found = msgspec.json.decode(data, type=_Versioned).schema_version
     except msgspec.DecodeError as error:
-        problem = f"is not a manifest of a run or sweep: {error}"
-        raise ConfigError(str(folder / name), problem, "the folder is damaged: repeat the run") from None
+        raise ConfigError(str(path), f"is not {what}: {error}", remedy) from None
     if found != SCHEMA_VERSION:
-        remedy = (
+        other = (
             "read it with a newer colocate" if found > SCHEMA_VERSION else "repeat the run, or read it with the version"
         )
-        remedy += "" if found > SCHEMA_VERSION else " of colocate that wrote it"
-        problem = f"{name} has schema version {found}, this colocate reads version {SCHEMA_VERSION}"
-        raise ConfigError(str(folder), problem, remedy)
+        other += "" if found > SCHEMA_VERSION else " of colocate that wrote it"
+        problem = f"{path.name} has schema version {found}, this colocate reads version {SCHEMA_VERSION}"
+        raise ConfigError(str(path.parent), problem, other)
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
-        raise ConfigError(
-            str(folder / name), f"cannot be read: {error}", "the folder is damaged: repeat the run"
-        ) from None
+        raise ConfigError(str(path), f"cannot be read: {error}", remedy) from None
 
 
 def _lines(path: Path, kind: type[_Line]) -> tuple[list[_Line], list[str]]:

@@ -5,6 +5,7 @@
     RUN/server.jsonl     ServerSample per line, where the server tells
     SWEEP/sweep.json     SweepManifest
     SWEEP/runs/ID/       one run each
+    SWEEP/recall/ARM.json  RecallRecord, where `--recall` asked for it
 
 Times are seconds after the start of the run, on the client's monotonic clock. Raw facts only: whatever can be computed
 from rows is computed when they are read (`bench/metrics`), so that a figure has one formula.
@@ -141,6 +142,22 @@ class SweepArm(Struct, frozen=True, omit_defaults=True):
     group: str
     system: str
     flags: tuple[str, ...]
+
+
+class RecallRecord(Struct, frozen=True, omit_defaults=True):
+    """What one arm of a sweep recalled of what stood in its prompts. A question without an answer is not right. Where
+    its server did not start, or ended while it was asked, `failure` says so and `asked` is 0."""
+
+    schema_version: int
+    arm: str
+    model: str  # that was asked: the embedded one, whatever the sweep's own is
+    right: int
+    asked: int
+    pairs: int  # key = value in each prompt
+    seed: int  # of the questions
+    command: tuple[str, ...]  # of the server
+    created: str  # ISO 8601, UTC
+    failure: str = ""
 
 
 class SweepManifest(Struct, frozen=True, omit_defaults=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ from rich.console import Console
 
 from colocate.bench.manifest import git_facts, host_facts, written_command
 from colocate.bench.plan import Endpoint
-from colocate.bench.read import RUNS_FOLDER, SWEEP_FILE, read_sweep, read_sweep_manifest
+from colocate.bench.read import RECALL_FOLDER, RUNS_FOLDER, SWEEP_FILE, read_sweep, read_sweep_manifest
 from colocate.bench.sweep.arms import OURS, Grounds, as_flags, resolve_arms, wants_every_plan
 from colocate.bench.sweep.estimate import duration
 from colocate.bench.sweep.execute import Outcome, SweepRunner, estimate_left
 from colocate.bench.sweep.journal import Journal
 from colocate.bench.sweep.load import Load
 from colocate.bench.sweep.plan import SweepPlan
+from colocate.bench.sweep.recall import Recalled, RecallRound, check_recall, recall_plan, words_of_recall
 from colocate.bench.sweep.search import Search, grid
 from colocate.bench.sweep.table import sweep_table
 from colocate.bench.systems.colocate import Colocate, static_plans
@@ -48,8 +50,9 @@ class Manner:
 
 
 def run_sweep(options: SweepOptions, manner: Manner) -> int:
-    """0 where every run is done and valid, 1 where one is not or the budget left some out, 130 after Ctrl-C. Raises
-    ConfigError."""
+    """0 where every run is done and valid and every arm was asked what it recalls, 1 where one is not or was left out,
+    130 after Ctrl-C. Raises ConfigError."""
+    started_s = time.monotonic()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     plan = sweep_plan(options, console)
     if manner.estimate_only:
@@ -57,24 +60,28 @@ def run_sweep(options: SweepOptions, manner: Manner) -> int:
         return 0
     manifest = plan.manifest(_now(), host_facts(), git_facts())
     with Journal(plan.out, manifest, resume=manner.resume, retry=manner.retry) as journal:
-        estimate = estimate_left(plan, journal.result)
-        console.print(f"{plan.out}: {len(plan.arms)} arms, {estimate.words()} to go")
-        if plan.budget_s is not None and estimate.likely_s > plan.budget_s:
+        estimate, recall = estimate_left(plan, journal.result), RecallRound(plan, console.print, retry=manner.retry)
+        console.print(f"{plan.out}: {len(plan.arms)} arms, {estimate.words()}{recall.words()} to go")
+        reserve_s = recall.estimate_s()
+        if plan.budget_s is not None and estimate.likely_s + reserve_s > plan.budget_s:
             console.print(f"the budget of {duration(plan.budget_s)} is less: the last runs will be left out")
         try:
-            outcome = SweepRunner(plan, journal, console.print, quiet=not console.is_terminal).run()
+            quiet = not console.is_terminal
+            outcome = SweepRunner(plan, journal, console.print, quiet=quiet, reserve_s=reserve_s).run()
+            recalled = recall.ask(None if plan.budget_s is None else started_s + plan.budget_s - time.monotonic())
         except KeyboardInterrupt:
             console.print(f"\nstopped; what is done is kept in {plan.out}, the same command goes on from there")
             return EXIT_INTERRUPTED
     _show(plan)
-    _say_outcome(console, plan, outcome)
-    return 0 if outcome.is_whole else EXIT_NOT_WHOLE
+    _say_outcome(console, plan, outcome, recalled)
+    return 0 if outcome.is_whole and recalled.is_whole else EXIT_NOT_WHOLE
 
 
 def sweep_plan(options: SweepOptions, console: Console) -> SweepPlan:
     """Everything checked that can be checked without running. Starts a server for a moment where the device has to be
     asked for its plans. Raises ConfigError."""
     config = _server_config(options)
+    check_recall(options.recall, options.model, config.device.device, os.environ)
     given = {name: value for name, value in options.serve.items() if value is not None}
     if "slo_class" in given:  # a file may hold a mapping
         given["slo_class"] = config.scheduler.slo_class
@@ -90,10 +97,11 @@ def sweep_plan(options: SweepOptions, console: Console) -> SweepPlan:
     splits = _splits(options, ours, out, asked, console) if wants_every_plan(options.arms) else ()
     grounds = Grounds(splits, options.chunk_sizes, config.scheduler.max_num_seqs, peers)
     search = Search(options.goodput_at, options.max_requests)
+    arms = resolve_arms(options.arms, grounds)
     return SweepPlan(
         model=options.model,
         out=out,
-        arms=resolve_arms(options.arms, grounds),
+        arms=arms,
         systems=systems,
         load=_load(options),
         rates=_rates(options),
@@ -110,6 +118,7 @@ def sweep_plan(options: SweepOptions, console: Console) -> SweepPlan:
         lateness_bound_s=options.seconds("lateness_bound"),
         asked=asked,
         device_noise=config.device.device == "emulated",
+        recall=recall_plan(options.recall, arms, ours),
         command=written_command(),
     )
 
@@ -198,7 +207,7 @@ def _show_estimate(plan: SweepPlan, manner: Manner) -> None:
     else:
         estimate = estimate_left(plan, lambda _: None)
     print(f"{', '.join(arm.name for arm in plan.arms)}")
-    print(estimate.words())
+    print(estimate.words() + RecallRound(plan, print, retry=manner.retry).words())
 
 
 def _show(plan: SweepPlan) -> None:
@@ -207,13 +216,22 @@ def _show(plan: SweepPlan) -> None:
     (console if console.is_terminal else Console(width=160)).print(sweep_table(read_sweep(plan.out), target))
 
 
-def _say_outcome(console: Console, plan: SweepPlan, outcome: Outcome) -> None:
+def _say_outcome(console: Console, plan: SweepPlan, outcome: Outcome, recalled: Recalled) -> None:
     if outcome.num_failed:
         console.print(f"{outcome.num_failed} of {outcome.num_made} runs failed: {plan.out / RUNS_FOLDER} says why")
     if outcome.num_invalid:
         console.print(f"{outcome.num_invalid} of {outcome.num_made} runs are not valid; --retry repeats them")
     if outcome.num_left:
         console.print(f"the budget left out {outcome.num_left} runs; the same command goes on from there")
+    for record in recalled.short:
+        console.print(words_of_recall(record))
+    if recalled.failed:
+        named = ", ".join(record.arm for record in recalled.failed)
+        console.print(f"the recall of {named} failed: {plan.out / RECALL_FOLDER} says why; --retry asks again")
+    if recalled.num_left:
+        console.print(
+            f"the budget left out the recall of {recalled.num_left} arms; the same command goes on from there"
+        )
     console.print(f"report: colocate report {plan.out}")
 
 

@@ -75,6 +75,7 @@ class SweepOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     order_seed: int = 0
     budget: Time | None = None
     ready_timeout: Time = 600.0
+    recall: int = 0  # questions for each arm
     out: str | None = None
     serve: dict[str, Any] = {}
     peers: dict[str, Any] = {}

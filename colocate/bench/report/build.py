@@ -15,10 +15,11 @@ from colocate.bench.report.model import REPORT_VERSION, ReportModel, Section, Sl
 from colocate.bench.report.sections.definitions import definitions_section
 from colocate.bench.report.sections.latency import frontier_section, latency_section
 from colocate.bench.report.sections.plans import residency_section, timeline_section
+from colocate.bench.report.sections.quality import quality_section, recall_words
 from colocate.bench.report.sections.rates import attainment_section, goodput_section
 from colocate.bench.report.sections.server import failures_section, memory_section
 from colocate.bench.report.sections.shares import ablation_section, heat_section
-from colocate.bench.report.sections.trust import missing_words, quality_section, reproduce_section, validity_section
+from colocate.bench.report.sections.trust import missing_words, reproduce_section, validity_section
 from colocate.bench.report.verdict import judge
 from colocate.bench.report.words import count, listed, number, percent
 
@@ -130,7 +131,8 @@ def _cautions(evidence: Evidence, found: Mapping[str, Curve]) -> tuple[str, ...]
     if left_out:
         words.append(f"{len(left_out)} of {count(len(evidence.views), 'run')} left out (late client, cut, or failed).")
     if evidence.unreadable:
-        words.append(f"{count(len(evidence.unreadable), 'run')} could not be read.")
+        words.append(f"{count(len(evidence.unreadable), 'result')} could not be read.")
+    words += recall_words(evidence)
     words += missing_words(evidence)
     seeds = {curve.found.rate_per_s.num_seeds for curve in found.values()}
     if seeds and min(seeds) < 3:
@@ -158,8 +160,11 @@ def _compare_report(request: ReportRequest, names: tuple[str, str]) -> ReportMod
     views = sides[0].views if sides[0] is sides[1] else sides[0].views + sides[1].views
     device = device_words([view.run.manifest for view in views])
     headline, sentences = comparison_words(pairs, labels, device)
-    verdict = Verdict(device, headline, sentences, _cautions(sides[0], {}))
     distinct = sides[:1] if sides[0] is sides[1] else sides
+    cautions = list(_cautions(sides[0], {}))
+    if len(distinct) > 1:
+        cautions += [f"{labels[1]}: {words}" for words in recall_words(sides[1])]
+    verdict = Verdict(device, headline, sentences, tuple(cautions))
     every: Sequence[Section] = (*sections, *(validity_section(side) for side in distinct))
     return ReportModel(
         REPORT_VERSION,

@@ -16,7 +16,7 @@ from colocate.bench.figures import RunFigures, promises_of, run_figures
 from colocate.bench.metrics.attainment import Promises
 from colocate.bench.metrics.denominators import denominator
 from colocate.bench.read import Run, Sweep, Unreadable, read_results
-from colocate.bench.records import RunManifest, SweepManifest
+from colocate.bench.records import RecallRecord, RunManifest, SweepManifest
 from colocate.bench.report.model import TARGET_SHARE, Arm, Group
 from colocate.bench.slo_library import published_definitions
 from colocate.config.slo import SloClass, parse_slo_classes
@@ -89,6 +89,7 @@ class Evidence:
     promises: Promises
     rule: str
     slo_notes: tuple[str, ...]
+    recalls: tuple[RecallRecord, ...] = ()
 
     def only(self, names: Sequence[str]) -> Evidence:
         """What there is of these arms."""
@@ -101,6 +102,7 @@ class Evidence:
             points=tuple(point for point in self.points if point.arm in names),
             views=tuple(view for view in self.views if view.run.manifest.arm in names),
             sweeps=tuple(sweeps),
+            recalls=tuple(record for record in self.recalls if record.arm in names),
         )
 
     def of_arm(self, name: str) -> list[Point]:
@@ -148,6 +150,7 @@ def collect(folders: Sequence[Path], slo: Sequence[str], rule: str) -> Evidence:
     sweeps = tuple(each.manifest for each in read if isinstance(each, Sweep))
     runs = [run for each in read for run in (each.runs if isinstance(each, Sweep) else (each,))]
     unreadable = tuple(broken for each in read if isinstance(each, Sweep) for broken in each.unreadable)
+    recalls = tuple(record for each in read if isinstance(each, Sweep) for record in each.recalls)
     if not runs:
         why = f"; {unreadable[0].folder.name}: {unreadable[0].problem}" if unreadable else ""
         problem = f"holds no run that can be read{why}"
@@ -160,7 +163,7 @@ def collect(folders: Sequence[Path], slo: Sequence[str], rule: str) -> Evidence:
     arms = _with_slots(_arms(sweeps, runs), points)
     order = {arm.name: i for i, arm in enumerate(arms)}
     points.sort(key=lambda point: (order[point.arm], point.rate or 0.0, point.concurrency or 0))
-    return Evidence(names, arms, tuple(points), views, sweeps, unreadable, promises, rule, notes)
+    return Evidence(names, arms, tuple(points), views, sweeps, unreadable, promises, rule, notes, recalls)
 
 
 def choose_promises(runs: Sequence[Run], slo: Sequence[str]) -> tuple[Promises, tuple[str, ...]]:

@@ -72,12 +72,16 @@ def estimate_left(plan: SweepPlan, result_of: ResultOf) -> Estimate:
 class SweepRunner:
     """One sitting of a sweep. Used once, from the main thread: servers end with the thread that started them."""
 
-    def __init__(self, plan: SweepPlan, journal: Journal, say: Say, *, quiet: bool = True) -> None:
-        """`say` gets lines about the progress; `quiet`: none within a run."""
+    def __init__(
+        self, plan: SweepPlan, journal: Journal, say: Say, *, quiet: bool = True, reserve_s: float = 0.0
+    ) -> None:
+        """`say` gets lines about the progress; `quiet`: none within a run. `reserve_s`: of the budget, kept for what
+        comes after the runs."""
         self._plan = plan
         self._journal = journal
         self._say = say
         self._quiet = quiet
+        self._reserve_s = reserve_s
         self._pace = learned_pace(plan, journal.result)
         self._arms = {arm.name: arm for arm in plan.arms}
         self._failures: dict[str, int] = {}
@@ -101,8 +105,8 @@ class SweepRunner:
         return self._outcome(0)
 
     def _is_over_budget(self, spec: RunSpec, spent_s: float) -> bool:
-        budget_s = self._plan.budget_s
-        return budget_s is not None and spent_s + self._pace.run_s(spec.arm, spec.rate) > budget_s
+        budget_s, run_s = self._plan.budget_s, self._pace.run_s(spec.arm, spec.rate)
+        return budget_s is not None and spent_s + run_s + self._reserve_s > budget_s
 
     def _make(self, spec: RunSpec) -> None:
         workload = self._plan.load.at(spec.rate, self._plan.run_seed(spec.seed, spec.level))
@@ -125,7 +129,7 @@ class SweepRunner:
         except ConfigError as error:
             if (folder / MANIFEST).exists():
                 raise  # it had begun: the disk, not the server
-            self._fail(spec, workload, folder, str(error), _written(server.launch))
+            self._fail(spec, workload, folder, str(error), published_command(server.launch))
             self._keep_log(folder)
             return
         code = server.exit_code
@@ -164,7 +168,7 @@ class SweepRunner:
             default_slo_class=plan.default_slo_class,
             arm=spec.arm,
             command=plan.command,
-            server_command=_written(server.launch),
+            server_command=published_command(server.launch),
             keep_token_ids=True,  # equal seeds ask the same of every arm: the report holds answers side by side
         )
 
@@ -223,7 +227,7 @@ class SweepRunner:
         return Outcome(len(statuses), statuses.count("failed"), statuses.count("invalid"), num_left)
 
 
-def _written(launch: Launch) -> tuple[str, ...]:
+def published_command(launch: Launch) -> tuple[str, ...]:
     return written_command(launch.written or launch.command)
 
 

@@ -7,12 +7,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from colocate.bench.plan import DRAIN_S, LATENESS_BOUND_S, TIMEOUT_S, Endpoint
+from colocate.bench.quality import RECALL_PAIRS
 from colocate.bench.records import SCHEMA_VERSION, SweepArm, SweepManifest
 from colocate.bench.sweep.load import Load
 from colocate.bench.sweep.order import slug
 from colocate.bench.sweep.search import Search
 from colocate.bench.systems.system import System
 from colocate.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallPlan:
+    """Questions for each of `arms`, once, after the last run. `system` and the arms' flags start the embedded model,
+    which knows how to answer."""
+
+    arms: tuple[SweepArm, ...]
+    system: System
+    num_questions: int
+    num_pairs: int = RECALL_PAIRS
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +51,7 @@ class SweepPlan:
     lateness_bound_s: float = LATENESS_BOUND_S
     asked: Mapping[str, object] = field(default_factory=dict)  # names of arms, flags of servers: as they were given
     device_noise: bool = False  # the device draws its own noise: it gets the run's seed
+    recall: RecallPlan | None = None  # no part of what makes two sweeps the same: it can be asked for later
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

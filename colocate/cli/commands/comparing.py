@@ -41,6 +41,13 @@ def sweep(
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the same sweep in --out.")] = True,
     retry: Annotated[bool, typer.Option("--retry", help="Repeat runs that failed or are not valid.")] = False,
+    recall: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Then ask each arm for N values that stand in the prompt, with the embedded model. [dim](0)[/]",
+        ),
+    ] = None,
     arms: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,6 +137,7 @@ def sweep(
         "model": model,
         "out": out,
         "budget": budget,
+        "recall": recall,
         "arms": split_list(arms),
         "chunk_sizes": numbers(chunk_sizes, "--chunk-sizes", int),
         "rates": numbers(rates, "--rates", float),

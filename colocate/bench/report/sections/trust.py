@@ -1,14 +1,13 @@
-"""What may be wrong with the figures, whether the answers were the same, and how to repeat it."""
+"""What may be wrong with the figures, and how to repeat them."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
 
-from colocate.bench.quality import agreement
-from colocate.bench.report.collect import Evidence, RunView
+from colocate.bench.report.collect import Evidence
 from colocate.bench.report.model import Cell, Column, Section, Table
-from colocate.bench.report.words import count, listed, percent
+from colocate.bench.report.words import count, listed
 
 _MAX_COMMANDS = 12
 
@@ -112,47 +111,6 @@ def _lateness_table(evidence: Evidence) -> Table:
             )
         )
     return Table("lateness", "How late the client itself was: sent minus scheduled.", columns, tuple(rows))
-
-
-def quality_section(evidence: Evidence) -> Section | None:
-    """Tokens equal to those of the first arm that kept them, request by request. None where no run keeps token ids."""
-    by_load: dict[tuple[object, ...], dict[str, RunView]] = {}
-    for view in evidence.views:
-        if view.counts and any(row.token_ids is not None and row.outcome == "finished" for row in view.run.rows):
-            manifest = view.run.manifest
-            key = (manifest.workload_sha256, manifest.seed, manifest.offered_rate, manifest.concurrency)
-            by_load.setdefault(key, {})[manifest.arm] = view
-    names = [arm.name for arm in evidence.arms if any(arm.name in views for views in by_load.values())]
-    if len(names) < 2:
-        return None
-    reference, *others = names
-    rows = []
-    for name in others:
-        found = [
-            agreement(views[name].run, views[reference].run)
-            for views in by_load.values()
-            if reference in views
-            and name in views
-            and views[name].run.manifest.target.model == views[reference].run.manifest.target.model
-        ]
-        compared, same, tokens, equal = (
-            sum(getattr(each, what) for each in found) for what in ("compared", "identical", "tokens", "equal_tokens")
-        )
-        firsts = [each.first_difference for each in found if each.first_difference is not None]
-        shares = (same / compared if compared else None, equal / tokens if tokens else None)
-        shown = (Cell(text="-") if share is None else Cell(percent(share)) for share in shares)
-        rows.append((Cell(text=name), Cell(compared), Cell(same), *shown,
-                     Cell(min(firsts)) if firsts else Cell(text="none")))  # fmt: skip
-    columns = (Column("arm"), Column("compared", "requests"), Column("identical", "requests"),
-               Column("identical answers", "%"), Column("tokens before the first difference", "%"),
-               Column("earliest difference", "position"))  # fmt: skip
-    caption = f"Answers of finished requests against those that {reference} gave to the same requests, token by token."
-    lead = (
-        "Comparable where requests are greedy. Without --deterministic, sums are made in another order under "
-        "another plan, so "
-        "close candidates may change places, and everything behind them.",
-    )
-    return Section("quality", "Quality", lead, (), (Table("identical", caption, columns, tuple(rows)),))
 
 
 def reproduce_section(evidence: Evidence) -> Section:
