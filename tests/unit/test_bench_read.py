@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from colocate.bench.read import Run, Sweep, read_results, read_run, read_sweep
-from colocate.bench.records import SCHEMA_VERSION, ServerSample, SweepManifest
+from colocate.bench.read import Run, Sweep, read_recall, read_results, read_run, read_sweep
+from colocate.bench.records import SCHEMA_VERSION, RecallRecord, ServerSample, SweepManifest
 from colocate.errors import ConfigError
 from tests.bench_rows import manifest, row, run, write_run
 
@@ -128,3 +128,37 @@ def test_a_sweep_that_has_not_begun_is_empty(tmp_path: Path) -> None:
     facts = SweepManifest(SCHEMA_VERSION, "2026-01-01T00:00:00Z", (), (), (), (), {}, (), 100, None, {}, {})
     (tmp_path / "sweep.json").write_bytes(msgspec.json.encode(facts))
     assert read_sweep(tmp_path).runs == ()
+
+
+RECALL = RecallRecord(SCHEMA_VERSION, "slo", "demo", 7, 8, 16, 0, ("colocate",), "2026-01-01T00:00:00Z")
+
+
+def _write_recall(path: Path, **changes: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(RECALL, **changes)))
+    return path
+
+
+def test_recall_is_read_with_its_sweep_and_a_bad_record_does_not_hide_the_others(tmp_path: Path) -> None:
+    facts = SweepManifest(SCHEMA_VERSION, "2026-01-01T00:00:00Z", (), (), (), (), {}, (), 100, None, {}, {})
+    (tmp_path / "sweep.json").write_bytes(msgspec.json.encode(facts))
+    assert read_sweep(tmp_path).recalls == ()
+    _write_recall(tmp_path / "recall" / "slo.json")
+    (tmp_path / "recall" / "slo.log").touch()
+    (tmp_path / "recall" / "elastic.json.part").touch()
+    _write_recall(tmp_path / "recall" / "new.json", schema_version=SCHEMA_VERSION + 1)
+    found = read_sweep(tmp_path)
+    assert found.recalls == (RECALL,)
+    (lost,) = found.unreadable
+    assert lost.folder.name == "new.json"
+    assert f"new.json has schema version {SCHEMA_VERSION + 1}" in lost.problem and "newer colocate" in lost.problem
+
+
+def test_a_damaged_record_of_recall_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "slo.json"
+    with pytest.raises(ConfigError, match=r"slo.json: says that 9 of 8 answers were right.*ask again"):
+        read_recall(_write_recall(path, right=9))
+    for content, problem in ((b"{", "is not a record of recall"), (b'{"schema_version": 1}', "cannot be read")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"slo.json: {problem}.*ask again"):
+            read_recall(path)

@@ -27,7 +27,7 @@ from colocate.bench.sweep.journal import cannot_write, write_whole
 from colocate.bench.sweep.order import slug
 from colocate.bench.sweep.plan import RecallPlan, SweepPlan
 from colocate.bench.systems.colocate import Colocate
-from colocate.bench.systems.server import Server, ServerFailed, running
+from colocate.bench.systems.server import Server, ServerFailed, is_ready, running
 from colocate.config.settings import SETTINGS
 from colocate.errors import ConfigError
 
@@ -224,14 +224,16 @@ def _ask(plan: RecallPlan, arm: SweepArm, log: Path) -> RecallRecord:
 
 
 def _answers(plan: RecallPlan, server: Server) -> tuple[ChatServer, RecallScore]:
-    """Raises ServerFailed where no question was answered, or the server ended meanwhile."""
+    """Raises ServerFailed where no question was answered, or the server was lost over them."""
     try:
         target = chat_server(server.url, server.launch.model)
         score = recall_score(target, plan.num_questions, plan.seed, plan.num_pairs)
     except ConfigError as error:
         raise ServerFailed(str(error)) from None
-    if server.exit_code is not None:
-        raise ServerFailed(f"ended with code {server.exit_code} while it was asked")
+    if score.right < score.asked and not is_ready(server.launch):
+        raise ServerFailed(
+            f"was not ready any more after {score.asked} questions, of which {score.right} were answered right"
+        )
     return target, score
 
 
