@@ -34,7 +34,7 @@ contracts: setup
 PURE_TESTS := tests/unit tests/property tests/sim tests/contract tests/cuda tests/gpu
 CROWD_TESTS := $(addprefix tests/integration/test_,bench_client.py bench_command.py bench_prompts.py cuda_keeper.py \
 	doctor_gpu.py dummy_model.py fake_gpu.py gpu_memory_plan.py gpu_suite_smoke.py peers.py recall.py sweep.py \
-	timeline_run.py)
+	sweep_recall.py timeline_run.py)
 LIVE_TESTS := tests/integration tests/fault $(addprefix --ignore=,$(CROWD_TESTS))
 
 pytest: setup

@@ -53,7 +53,7 @@ def test_shares_with_their_interval_in_order_of_arms(tmp_path: Path) -> None:
     assert list(rows) == ["static:p92d40", "slo"]
     whole, short = rows["static:p92d40"], rows["slo"]
     assert (whole["right"].value, whole["asked"].value, whole["recalled"].value) == (50, 50, 100)
-    # Newcombe 1998, table I, method 3 gives the same for 45 of 50 as any implementation: 78.6% to 95.7%.
+    # (0.9 + z z / 100 -+ z sqrt(0.09 / 50 + z z / 10000)) / (1 + z z / 50) with z = 1.96, by hand.
     assert short["recalled"].value == pytest.approx(90)
     assert (short["recalled"].low, short["recalled"].high) == (
         pytest.approx(78.64, abs=0.01),
