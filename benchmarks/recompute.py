@@ -1,10 +1,10 @@
-"""Recompute a run's figures from its raw rows, with nothing but the standard library, and compare.
+"""Recompute a run's figures from its raw rows, with the standard library alone, and hold them against what bench wrote.
 
-    colocate bench --out RUN                 # writes RUN/figures.json
+    colocate bench URL --out RUN ...             # leaves RUN/figures.json
     python benchmarks/recompute.py RUN [RUN ...]
 
-Takes only the targets from figures.json; shares no code with colocate. Exits 1 if a figure differs by more than
-rounding (1 in 10^9).
+Shares no code with colocate; of figures.json it takes the promises. Exits 1 if a figure differs by more than rounding
+(1 in 10^9), and 2 at a run that was cut before its end, which it does not handle.
 """
 
 import json
@@ -12,73 +12,61 @@ import math
 import sys
 from itertools import chain, pairwise
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import quantiles
 
 
 def latencies(row):
-    """(TTFT, gaps, p99 of its gaps, TPOT, E2E); the last three of a finished answer with more than one token."""
-    times, done = row.get("token_s", []), row["outcome"] == "finished"
+    """TTFT, gaps, TPOT and E2E, in seconds from when the request was due; TPOT and E2E of what finished."""
+    times, due, done = row.get("token_s", []), row["scheduled_s"], row["outcome"] == "finished"
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    late = sorted(gaps)[-1 - len(gaps) // 100] if gaps and done else None  # of each full hundred, one is forgiven
-    tpot = (times[-1] - times[0]) / (row["output_tokens"] - 1) if gaps and done and row["output_tokens"] > 1 else None
-    since = row["scheduled_s"]
-    return times[0] - since if times else None, gaps, late, tpot, times[-1] - since if times and done else None
+    tpot = (times[-1] - times[0]) / len(gaps) if gaps and done else None
+    return times[0] - due if times else None, gaps, tpot, times[-1] - due if times and done else None
 
 
 def is_good(row, slo):
-    ttft, _, late, tpot, _ = latencies(row)
-    has_ttft = "ttft_s" in slo or "ttft_per_token_s" in slo
-    target = slo.get("ttft_s", 0) + slo.get("ttft_per_token_s", 0) * row["prompt_tokens"] if has_ttft else math.inf
-    kept = not has_ttft or (ttft is not None and ttft <= target)
-    kept = kept and (late or 0) <= slo.get("itl_s", math.inf) and (tpot or 0) <= slo.get("tpot_s", math.inf)
-    return kept and row["outcome"] == "finished"
+    ttft, gaps, tpot, _ = latencies(row)
+    longest = sorted(gaps)[-1 - len(gaps) // 100] if gaps else 0  # of each full hundred gaps one is forgiven
+    promised = slo.get("ttft_s", 0) + slo.get("ttft_per_token_s", 0) * row["prompt_tokens"]
+    in_time = not promised or (ttft is not None and ttft <= promised)
+    steady = longest <= slo.get("itl_s", math.inf) and (tpot or 0) <= slo.get("tpot_s", math.inf)
+    return row["outcome"] == "finished" and in_time and steady
 
 
-def recompute(run, told):
-    facts = json.loads((run / "manifest.json").read_text())
-    every = [json.loads(line) for line in (run / "requests.jsonl").read_text().splitlines()]
-    if facts["status"] == "partial" and not facts["elapsed_s"]:  # the client was killed
-        facts["elapsed_s"] = max([row.get("end_s") or row["scheduled_s"] for row in every], default=0)
-    start, end = facts["warmup_s"], min(facts["duration_s"] - facts["cooldown_s"], facts["elapsed_s"])
-    last = facts["elapsed_s"] if facts["concurrency"] is None else -math.inf  # what was due later, nobody offered
-    per_s = 1 / (end - start) if end > start else math.nan
-    rows = [row for row in every if row["phase"] == "measured"]
-    rows = [row for row in rows if row["outcome"] != "not_sent" or row["scheduled_s"] < last]
+def recompute(facts, rows, told):
+    """(what bench wrote, what the rows say, name) of every figure."""
+    start, end = facts["warmup_s"], facts["duration_s"] - facts["cooldown_s"]
+    taken = [row for row in rows if row["outcome"] != "not_sent" or facts["concurrency"] is None]
+    offered = [row for row in taken if row["phase"] == "measured"]
     slos = {slo["name"]: slo for slo in told["classes"]}
-    slo_of = [
-        slos.get(row.get("slo_class") or told["default_class"], slos.get(told["default_class"], {})) for row in rows
-    ]
-    good = sum(map(is_good, rows, slo_of))
-    tokens = sum(start <= at < end for row in every for at in row.get("token_s", []))
-    prompts = [row["prompt_tokens"] for row in every if row.get("token_s") and start <= row["token_s"][0] < end]
-    yield told["num_offered"], len(rows), "num_offered"
-    yield told["attainment_by_denominator"]["colocate"]["value"], good / len(rows) if rows else None, "attainment"
-    if told["denominator"] == "colocate":
-        yield told["goodput_per_s"], good * per_s, "goodput_per_s"
-    yield told["output_tokens_per_s"], tokens * per_s, "output_tokens_per_s"
-    yield told["input_tokens_per_s"], sum(prompts) * per_s, "input_tokens_per_s"
-    columns = zip(*map(latencies, rows), strict=True)
-    for name, values in zip(("ttft_s", "itl_s", "itl_p99_s", "tpot_s", "e2e_s"), columns, strict=bool(rows)):
-        known = [*chain(*values)] if name == "itl_s" else [value for value in values if value is not None]
+    good = sum(is_good(row, slos.get(row.get("slo_class"), slos.get(told["default_class"], {}))) for row in offered)
+    answered = [row for row in rows if row.get("token_s")]
+    prompts = sum(row["prompt_tokens"] for row in answered if start <= row["token_s"][0] < end)
+    yield told["num_offered"], len(offered), "offered"
+    yield told["attainment"]["value"], good / len(offered) if offered else None, "attainment"
+    yield told["goodput_per_s"], good / (end - start), "goodput"
+    yield told["input_tokens_per_s"], prompts / (end - start), "input throughput"
+    arrived = sum(start <= at < end for row in answered for at in row["token_s"])
+    yield told["output_tokens_per_s"], arrived / (end - start), "output throughput"
+    ttft, gaps, tpot, e2e = zip(*map(latencies, offered), strict=True) if offered else [()] * 4
+    for name, values in (("ttft_s", ttft), ("itl_s", chain(*gaps)), ("tpot_s", tpot), ("e2e_s", e2e)):
+        known = [value for value in values if value is not None]
         cuts = quantiles(known * 2 if len(known) == 1 else known, n=100, method="inclusive") if known else [None] * 99
-        yield told[name]["mean"], fmean(known) if known else None, f"{name} mean"
-        for percent in (50, 75, 90, 95, 99):
-            yield told[name][f"p{percent}"], cuts[percent - 1], f"{name} p{percent}"
+        yield from ((told[name][f"p{percent}"], cuts[percent - 1], f"{name} p{percent}") for percent in (50, 90, 99))
 
 
 def is_same(theirs, mine):
-    if theirs is None or mine is None:
-        return theirs is mine or mine != mine
-    return math.isclose(theirs, mine, rel_tol=1e-9, abs_tol=1e-12)
+    return theirs == mine or (None not in (theirs, mine) and math.isclose(theirs, mine, rel_tol=1e-9, abs_tol=1e-12))
 
 
 if __name__ == "__main__":
-    num_checked = num_wrong = 0
-    for folder in map(Path, sys.argv[1:]):
-        for theirs, mine, name in recompute(folder, json.loads((folder / "figures.json").read_text())):
-            num_checked += 1
-            if not is_same(theirs, mine):
-                num_wrong += 1
-                print(f"{folder}: {name} is {theirs}, recomputed {mine}")
-    print(f"{num_checked} figures recomputed, {num_wrong} differ")
-    sys.exit(bool(num_wrong) or not num_checked)
+    found = []
+    for run in map(Path, sys.argv[1:]):
+        facts, told = (json.loads((run / name).read_text()) for name in ("manifest.json", "figures.json"))
+        if told["status"] == "partial" or not facts["elapsed_s"]:
+            print(f"{run}: cut before its end: not handled", file=sys.stderr)
+            sys.exit(2)
+        rows = [json.loads(line) for line in (run / "requests.jsonl").read_text().splitlines()]
+        found += [(run, *figure) for figure in recompute(facts, rows, told)]
+    wrong = [f"{run}: {name} is {a}, recomputed {b}" for run, a, b, name in found if not is_same(a, b)]
+    print(*wrong, f"{len(found)} figures recomputed, {len(wrong)} differ", sep="\n")
+    sys.exit(bool(wrong) or not found)
