@@ -101,6 +101,8 @@ def test_failed_and_invalid_runs_are_done_unless_they_are_to_be_repeated(tmp_pat
     ("changes", "said"),
     [
         ({"rates": (1.0, 3.0)}, "rates are 1.0, 2.0, 4.0, not 1.0, 3.0"),
+        ({"rates": (1.0, 2.0, 3.0, 4.0)}, "rates are 1.0, 2.0, 4.0, not 1.0, 2.0, 3.0, 4.0"),
+        ({"rates": (1.0, 2.0, 4.0, 8.0), "seeds": (0,)}, "rates are 1.0, 2.0, 4.0, not 1.0, 2.0, 4.0, 8.0; its seeds"),
         ({"seeds": (0,)}, "seeds are 0, 1, 2, not 0"),
         ({"slo_classes": ("chat: ttft 2 s",)}, "slo_classes are chat: ttft 1 s, not chat: ttft 2 s"),
         ({"model": "other"}, "model is demo, not other"),
@@ -123,6 +125,26 @@ def test_budget_command_and_time_may_differ(tmp_path: Path) -> None:
     Journal(tmp_path, again.manifest("2027-01-01T00:00:00Z", {"cores": 1}, {})).close()
     with pytest.raises(ConfigError, match="a sweep already"):
         _open(again, resume=False)
+
+
+def test_higher_rates_go_on_where_the_others_ended(tmp_path: Path) -> None:
+    plan, longer = make_plan(tmp_path), make_plan(tmp_path, rates=(1.0, 2.0, 4.0, 8.0))
+    with _open(plan) as journal:
+        for spec in wanted_runs(plan, journal.result):
+            _write(journal, spec, 5, "valid")
+    with _open(longer) as journal:
+        added = wanted_runs(longer, journal.result)
+    assert {spec.rate for spec in added} == {8.0}
+    with _open(make_plan(tmp_path / "fresh", rates=longer.rates)) as journal:
+        assert wanted_runs(longer, journal.result)[-len(added) :] == added
+    with pytest.raises(ConfigError, match=r"rates are 1\.0, 2\.0, 4\.0, 8\.0, not 1\.0, 2\.0, 4\.0"):
+        _open(plan)
+
+
+def test_a_kept_server_takes_no_more_rates(tmp_path: Path) -> None:
+    _open(make_plan(tmp_path, keep_server=True)).close()
+    with pytest.raises(ConfigError, match="rates are"):
+        _open(make_plan(tmp_path, keep_server=True, rates=(1.0, 2.0, 4.0, 8.0)))
 
 
 def test_one_sweep_at_a_time_has_the_folder(tmp_path: Path) -> None:

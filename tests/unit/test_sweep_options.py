@@ -58,7 +58,7 @@ def test_times_are_numbers_or_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "splits", "num_arms", "most_s"),
-    [("cpu-demo", ("p1d1",), 7, 3600), ("emulated-h200", (), 11, 2 * 3600)],
+    [("cpu-demo", ("p1d1",), 6, 2 * 3600), ("emulated-h200", (), 10, 2 * 3600)],
 )
 def test_the_shipped_files_can_be_run_in_their_time(
     tmp_path: Path, name: str, splits: tuple[str, ...], num_arms: int, most_s: float
@@ -66,7 +66,7 @@ def test_the_shipped_files_can_be_run_in_their_time(
     """As far as loads and the usual overhead say."""
     options = read_options(CONFIGS / f"{name}.yaml", {}, {})
     config = load_config(flags=options.serve)
-    assert config.scheduler.slo_class and options.min_requests >= 100 and options.seeds >= 3 and len(options.rates) == 3
+    assert config.scheduler.slo_class and options.min_requests >= 100 and options.seeds >= 3 and len(options.rates) >= 3
     arms = resolve_arms(options.arms, Grounds(splits, options.chunk_sizes, config.scheduler.max_num_seqs))
     assert len(arms) == num_arms
     for arm in arms:

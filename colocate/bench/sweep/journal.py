@@ -1,6 +1,6 @@
 """The folder of a sweep: what it set out to do, which runs are done, and what was put aside.
 
-    SWEEP/sweep.json             SweepManifest, written once
+    SWEEP/sweep.json             SweepManifest; written again only where higher rates are added
     SWEEP/runs/ID/               one run each; done if its manifest is complete
     SWEEP/aside/ID.partial-N/    a run that was cut off, or that `--retry` repeats; nothing reads it
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from colocate.bench.figures import promises_of
 from colocate.bench.metrics.attainment import attainment
@@ -113,6 +114,9 @@ class Journal:
         if not resume:
             raise ConfigError(str(self.folder), "holds a sweep already", "name another --out, or drop --no-resume")
         known = read_sweep_manifest(self.folder)
+        if adds_rates(known, manifest):
+            known = structs.replace(known, rates=manifest.rates)
+            write_whole(path, msgspec.json.format(msgspec.json.encode(known), indent=1) + b"\n")
         differing = differences(known, manifest)
         if differing:
             problem = f"holds another sweep: {'; '.join(differing)}"
@@ -139,6 +143,18 @@ class Journal:
             run.reasons,
             float(whole_s) if isinstance(whole_s, int | float) else None,
         )
+
+
+def adds_rates(known: SweepManifest, asked: SweepManifest) -> bool:
+    """Whether `asked` only goes on to higher rates. They run one after the other, so the runs and their order are those
+    that the longer list would have given from the start. Not so with `--keep-server`, which goes seed by seed."""
+    num_known = len(known.rates)
+    return (
+        0 < num_known < len(asked.rates)
+        and asked.rates[:num_known] == known.rates
+        and not asked.recipe.get("keep_server")
+        and not differences(structs.replace(known, rates=asked.rates), asked)
+    )
 
 
 def differences(known: SweepManifest, asked: SweepManifest) -> list[str]:
