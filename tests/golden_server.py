@@ -45,6 +45,7 @@ class Script:
     has_tokenize: bool = True
     hold: int = 0  # answer nobody until so many generations are under way
     ends_streams: bool = True  # with [DONE]
+    is_loading: bool = False  # 503 to everything
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Golden:
         script = self.script
         if script.key and call.headers.get("authorization") != f"Bearer {script.key}":
             call.json(401, {"error": {"message": "wrong key"}})
+        elif script.is_loading:
+            call.json(503, {"error": {"message": "Loading model"}})
         elif path == "/v1/models":
             call.json(200, {"data": [{"id": "golden", "owned_by": script.owner}]})
         elif path == "/tokenize" and script.has_tokenize:

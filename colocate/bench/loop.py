@@ -49,7 +49,7 @@ class LoadRun:
         self._written: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
-        self._main: asyncio.Task[None] | None = None
+        self._offering: asyncio.Task[None] | None = None
         self._start_s = time.monotonic()
         self._on_row: Callable[[RequestRow], None] = lambda row: None
         self.counts = LoadCounts(offered=len(self._rows))
@@ -87,19 +87,21 @@ class LoadRun:
         """Offer everything and wait for what comes of it. Every row is handed over, also when this is cancelled, which
         it passes on. Raises what `on_row` raised."""
         self._on_row = on_row
-        self._main = asyncio.current_task()
         with _no_collections():
+            self._offering = asyncio.create_task(self._offer())
             try:
-                await (self._open() if self._plan.concurrency is None else self._closed(self._plan.concurrency))
-                await self._drain()
+                await self._offering
             except asyncio.CancelledError:
-                if self._failure is None or self._main is None:
+                if self._failure is None:
                     raise
-                self._main.uncancel()
             finally:
                 await self._end_all()
         if self._failure is not None:
             raise self._failure
+
+    async def _offer(self) -> None:
+        await (self._open() if self._plan.concurrency is None else self._closed(self._plan.concurrency))
+        await self._drain()
 
     # Open loop
 
@@ -190,6 +192,9 @@ class LoadRun:
                 sink.broke(error)
         except asyncio.CancelledError:
             outcome = "not_sent" if sent_s is None else "cut_off"
+        except Exception as error:  # of this client: no figure of the server
+            outcome = "not_sent" if sent_s is None else "cut_off"
+            self._stop(error)
         finally:
             if sent_s is not None:
                 self.counts.in_flight -= 1
@@ -250,10 +255,14 @@ class LoadRun:
         try:
             self._on_row(row)
         except Exception as error:
-            if self._failure is None:
-                self._failure = error
-                if self._main is not None:
-                    self._main.cancel()
+            self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        """`run` raises the first of them."""
+        if self._failure is None:
+            self._failure = error
+            if self._offering is not None:
+                self._offering.cancel()
 
     def _phase(self, index: int, due_s: float) -> Phase:
         """By the schedule: in a closed loop by when a slot took it, so that a slow server does not shift it."""

@@ -57,7 +57,8 @@ class BenchPlan:
     server_command: tuple[str, ...] = ()  # where this run's server was started for it
 
     def __post_init__(self) -> None:
-        if self.warmup_s < 0 or self.cooldown_s < 0 or self.warmup_s + self.cooldown_s >= self.workload.duration_s:
+        around_s = self.warmup_s + self.cooldown_s
+        if not (self.warmup_s >= 0 and self.cooldown_s >= 0 and around_s < self.workload.duration_s):
             problem = f"leave nothing to measure of a load of {self.workload.duration_s:g} s"
             raise ConfigError("--warmup, --cooldown", problem, "make the load longer, or them shorter")
         if self.concurrency is not None and self.concurrency < 1:
@@ -65,3 +66,5 @@ class BenchPlan:
         for flag, value in (("--timeout", self.timeout_s), ("--lateness-bound", self.lateness_bound_s)):
             if not value > 0:
                 raise ConfigError(flag, f"cannot be {value:g}", "seconds, above 0")
+        if not self.drain_s >= 0:
+            raise ConfigError("--drain", f"cannot be {self.drain_s:g}", "seconds, 0 or more")

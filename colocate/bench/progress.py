@@ -18,6 +18,7 @@ from colocate.telemetry.quantiles import quantile
 _RECENT = 200
 _LIVE_S = 0.5
 _PLAIN_S = 10.0
+_RATE_S = 10.0  # the rate shown is that of so many seconds
 
 
 class Progress:
@@ -32,10 +33,10 @@ class Progress:
         self._quiet = quiet
         self._ttft_s: deque[float] = deque(maxlen=_RECENT)
         self._itl_s: deque[float] = deque(maxlen=_RECENT)
-        self._num_ended = 0
+        self._ended_s: deque[float] = deque()
 
     def note(self, row: RequestRow) -> None:
-        self._num_ended += 1
+        self._ended_s.append(self._load.clock())
         if row.token_s:
             self._ttft_s.append(row.token_s[0] - row.scheduled_s)
         if len(row.token_s) > 1:
@@ -59,13 +60,19 @@ class Progress:
         return [
             ("time", f"{now_s:.0f}/{self._duration_s:.0f} s"),
             ("sent", f"{counts.sent}" if self._load.is_closed else f"{counts.sent}/{counts.offered}"),
-            ("per s", f"{self._num_ended / now_s:.2f}" if now_s > 0 else "-"),
+            ("per s", f"{self._rate(now_s):.2f}"),
             ("in flight", str(counts.in_flight)),
             ("TTFT p50", _ms(self._ttft_s)),
             ("ITL p50", _ms(self._itl_s)),
             ("rejected", str(counts.outcomes.get("rejected", 0))),
             ("failed", str(failed)),
         ]
+
+    def _rate(self, now_s: float) -> float:
+        """Requests that ended, per second, lately."""
+        while self._ended_s and self._ended_s[0] < now_s - _RATE_S:
+            self._ended_s.popleft()
+        return len(self._ended_s) / min(max(now_s, 1.0), _RATE_S)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import resource
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -40,13 +42,16 @@ def run_bench(plan: BenchPlan, *, quiet: bool = False) -> RunManifest:
     late, `failed` where no request of the measured phase got a single token.
 
     Raises ConfigError for what the operator can mend: an unreachable server, a wrong key, an unknown model, a folder
-    that is taken or full (rows are kept, status partial). Raises KeyboardInterrupt after Ctrl-C, with every row written
-    and status partial.
+    that is taken or full (rows are kept, status partial). Raises KeyboardInterrupt after Ctrl-C or SIGTERM, with every
+    row written and status partial.
     """
     parse_slo_classes(plan.slo_classes, "--slo-class")
     _allow_open_files()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run(plan, quiet))
+        try:
+            return runner.run(_run(plan, quiet))
+        except asyncio.CancelledError:  # by SIGTERM: nobody else has hold of it
+            raise KeyboardInterrupt from None
 
 
 def _allow_open_files() -> None:
@@ -66,7 +71,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
+def _end_at_sigterm() -> None:
+    """As at Ctrl-C: `timeout` and batch systems end a run so. Whoever has a handler of his own keeps it."""
+    run = asyncio.current_task()
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if run is not None and is_free and threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, run.cancel)
+
+
 async def _run(plan: BenchPlan, quiet: bool) -> RunManifest:
+    _end_at_sigterm()
     target = await find_target(plan)
     prompts = await prepare_prompts(plan, target)
     created = datetime.now(UTC)

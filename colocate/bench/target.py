@@ -129,6 +129,9 @@ async def _models(address: Address, headers: Mapping[str, str]) -> tuple[list[di
             return models, answer.headers.get("server", "")
     except (orjson.JSONDecodeError, TypeError, KeyError):
         pass
+    if answer.status == 503:
+        said = message_of(bytes(answer.content)) or "no more than that"
+        raise ConfigError(address.url, f"the server is not ready (503: {said})", "wait until it is, and try again")
     problem = f"GET /v1/models answers {answer.status} and no list of models: no OpenAI-compatible server"
     raise ConfigError(address.url, problem, "name the address of the API, without a path or with /v1")
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from colocate.bench.http import Address, exchange, request_bytes
-from colocate.bench.records import RunManifest, ServerSample
+from colocate.bench.loop import LoadRun
+from colocate.bench.plan import BenchPlan
+from colocate.bench.prompts import Answered, IdPrompts, prepare_prompts
+from colocate.bench.records import RequestRow, RunManifest, ServerSample
 from colocate.bench.run import run_bench
 from colocate.bench.stream import StreamSink
+from colocate.bench.target import find_target
 from colocate.errors import ConfigError
+from colocate.workload.prompts import PromptLayout
 from colocate.workload.rows import WorkloadRow
 from tests.bench_runs import load_of, plan_for, rows_in, same_rows
 from tests.daemon import eventually
@@ -269,6 +275,50 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_server_that_is_still_loading_is_named_as_such(tmp_path: Path) -> None:
+    with golden_process(Script(is_loading=True)) as golden, pytest.raises(ConfigError) as raised:
+        run_bench(plan_for(golden, tmp_path / "run", same_rows(2)), quiet=True)
+    assert "not ready (503: Loading model)" in raised.value.problem
+    assert "wait" in raised.value.remedy
+    assert not (tmp_path / "run").exists()
+
+
+async def test_a_row_that_cannot_be_written_at_the_very_end_is_told(tmp_path: Path) -> None:
+    """A disk that fills up while what is unfinished is cut off: neither silence nor a cancellation."""
+
+    def refuse(row: RequestRow) -> None:
+        if row.outcome == "cut_off":
+            raise ConfigError("disk", "is full")
+
+    async with golden_here(Script(faults={"0": "stall", "1": "stall"})) as (_, port):
+        load = same_rows(3)
+        plan = BenchPlan(url=f"http://127.0.0.1:{port}", workload=load, out=tmp_path / "run", drain_s=0.2)
+        target = await find_target(plan)
+        run = LoadRun(plan, target, await prepare_prompts(plan, target), "run")
+        run.start_clock()
+        with pytest.raises(ConfigError, match="is full"):
+            await run.run(refuse)
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+async def test_a_fault_of_the_client_is_no_failure_of_the_server(tmp_path: Path) -> None:
+    class Broken(IdPrompts):
+        def fields(self, layout: PromptLayout, answers: Mapping[int, Answered]) -> dict[str, object]:
+            if answers:
+                raise RuntimeError("a bug")
+            return super().fields(layout, answers)
+
+    load = load_of(WorkloadRow(0.0, 5, 4, session="a"), WorkloadRow(0.0, 30, 4, session="a"))
+    rows: list[RequestRow] = []
+    async with golden_here(Script()) as (_, port):
+        plan = BenchPlan(url=f"http://127.0.0.1:{port}", workload=load, out=tmp_path / "run")
+        run = LoadRun(plan, await find_target(plan), Broken(range(300, 400), 0), "run")
+        run.start_clock()
+        with pytest.raises(RuntimeError, match="a bug"):
+            await run.run(rows.append)
+    assert [row.outcome for row in rows] == ["finished", "not_sent"]
+
+
 # In processes of their own
 
 
@@ -280,3 +330,6 @@ def test_memory_and_processor_time_of_a_local_server_are_noted(tmp_path: Path) -
     assert first.resident_bytes is not None
     assert first.resident_bytes <= manifest.figures["peak_resident_bytes"]  # type: ignore[operator]
     assert manifest.figures["server_cpu_s"] >= 0  # type: ignore[operator]
+    page = (HERE / "docs" / "records.md").read_text(encoding="utf-8")
+    for name in (*manifest.client, *manifest.host, *manifest.figures):
+        assert f"`{name}`" in page, name

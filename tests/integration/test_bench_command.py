@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.bench_runs import NEVER_LATE_S, manifest_in, rows_in
 from tests.daemon import eventually
@@ -45,13 +49,23 @@ def test_a_disk_that_fills_up_keeps_whole_rows_and_says_so(tmp_path: Path) -> No
     assert "disk is full" in manifest_in(out).reasons[0]
 
 
-def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_keeps_what_was_measured(tmp_path: Path, how: signal.Signals) -> None:
     out = tmp_path / "run"
+    # What a shell puts in the background ignores SIGINT, and is ended by SIGTERM.
+    ignored = signal.SIG_IGN if how == signal.SIGTERM else signal.default_int_handler
     with golden_process(Script(delays_s=(0.01,))) as golden:
         command = _command(golden, out, "--rate", "50", "--duration", "600")
-        with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE) as process:
+        with subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=HERE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, ignored),
+        ) as process:
             eventually(lambda: out.exists() and len(rows_in(out)) >= 5)
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, how)
             printed, complained = process.communicate()
     assert process.returncode == 130, complained
     manifest, rows = manifest_in(out), rows_in(out)
@@ -71,6 +85,30 @@ def test_a_killed_client_leaves_a_folder_that_says_partial(tmp_path: Path) -> No
             process.kill()
     assert manifest_in(out).status == "partial"
     assert len(rows_in(out)) >= 5
+
+
+def test_a_terminal_shows_the_load_while_it_goes(tmp_path: Path) -> None:
+    leader, follower = os.openpty()
+    with golden_process(Script(delays_s=(0.01,), faults={"0": "500", "1": "429"})) as golden:
+        command = _command(golden, tmp_path / "run", "--rate", "20", "--duration", "2")
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+        with subprocess.Popen(
+            command, stderr=follower, stdout=subprocess.DEVNULL, cwd=HERE, env=environment
+        ) as process:
+            os.close(follower)
+            seen = b""
+            with contextlib.suppress(OSError):  # a terminal that everybody has left
+                while part := os.read(leader, 1 << 16):
+                    seen += part
+    os.close(leader)
+    assert process.returncode == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    for heading in ("sent", "per s", "in flight", "TTFT p50", "ITL p50", "rejected", "failed"):
+        assert heading in shown, heading
+    # the last line drawn: time, sent, rate, in flight, two latencies, one rejected, one failed
+    last = re.findall(r"(\d+)/2 s +(\d+)/40 +(\S+) +(\d+) +(\S+) ms +(\S+) ms +(\d+) +(\d+)", shown)[-1]
+    assert last[-2:] == ("1", "1")
+    assert float(last[2]) > 0 and float(last[4]) >= 10 and float(last[5]) > 0
 
 
 def test_exit_codes(tmp_path: Path) -> None:
