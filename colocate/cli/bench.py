@@ -10,18 +10,14 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
-from colocate.bench.figures import RunFigures, run_figures, write_figures
-from colocate.bench.metrics.distribution import Distribution
 from colocate.bench.plan import BenchPlan, Endpoint
-from colocate.bench.read import read_run
-from colocate.bench.records import RequestRow, RunManifest
 from colocate.bench.run import run_bench
 from colocate.bench.slo_library import published_definitions
+from colocate.cli.bench_figures import show
 from colocate.config.slo import SloClass, parse_slo_classes
 from colocate.errors import ConfigError
-from colocate.workload.recipe import Recipe, cook
+from colocate.workload.recipe import Recipe, check_numbers, cook
 from colocate.workload.rows import Workload, make_workload
 
 EXIT_INTERRUPTED = 130
@@ -67,7 +63,7 @@ class Ask:
 def run_command(ask: Ask) -> int:
     """Run, and print the figures. Raises ConfigError."""
     plan = bench_plan(ask)
-    console = Console(stderr=ask.json, soft_wrap=True, highlight=False)
+    console = Console(stderr=ask.json, soft_wrap=True, highlight=False, markup=False)
     try:
         manifest = run_bench(plan, quiet=ask.quiet or ask.json)
     except KeyboardInterrupt:
@@ -125,6 +121,7 @@ def bench_plan(ask: Ask) -> BenchPlan:
 def load_of(ask: Ask, warmup_s: float) -> Workload:
     """The whole load: what is measured, and the warm-up and cool-down around it. Raises ConfigError."""
     recipe, around_s = ask.recipe, warmup_s + ask.cooldown_s
+    check_numbers(recipe)
     if ask.num_prompts is not None and ask.num_prompts < 1:
         raise ConfigError("--num-prompts", f"cannot be {ask.num_prompts}", "at least 1")
     if ask.num_prompts is not None and recipe.duration_s is not None:
@@ -142,8 +139,9 @@ def load_of(ask: Ask, warmup_s: float) -> Workload:
         )
         raise ConfigError("--rate", "is missing", remedy)
     if ask.num_prompts is not None:
-        mean_s = ask.num_prompts / min(recipe.rates)
-        longer = cook(replace(recipe, duration_s=mean_s * 1.5 + 100 / min(recipe.rates)), ask.seed)
+        duration_s = (ask.num_prompts * 1.5 + 100) / min(recipe.rates)
+        while len((longer := cook(replace(recipe, duration_s=duration_s), ask.seed)).rows) < ask.num_prompts:
+            duration_s *= 2  # bursts may leave long pauses
         return _first(longer, ask.num_prompts)
     measured_s = MEASURED_S if recipe.duration_s is None else recipe.duration_s
     return cook(replace(recipe, duration_s=measured_s + around_s), ask.seed)
@@ -164,6 +162,8 @@ def _closed_load(ask: Ask, around_s: float) -> Workload:
         rows = cook(replace(recipe, duration_s=None), ask.seed).rows
         if recipe.duration_s is None:
             whole_s = _NO_END_S
+        if ask.num_prompts is not None:
+            _check_number(ask.num_prompts, recipe.trace.name, len(rows))
         rows = rows[: ask.num_prompts]
     else:
         most = min(_MOST_ROWS, int(whole_s * max(ask.concurrency, 1) * _ROWS_PER_SLOT_S))
@@ -172,7 +172,14 @@ def _closed_load(ask: Ask, around_s: float) -> Workload:
     return Workload(recipe.trace.name if recipe.trace else recipe.pattern, rows, whole_s)
 
 
+def _check_number(wanted: int, name: str, number: int) -> None:
+    if wanted > number:
+        remedy = f"give fewer, or draw lengths from it: --lengths {name} --rate X"
+        raise ConfigError("--num-prompts", f"cannot be {wanted}: {name} holds {number} requests", remedy)
+
+
 def _first(workload: Workload, number: int) -> Workload:
+    _check_number(number, workload.name, len(workload.rows))
     rows = workload.rows[:number]
     return make_workload(workload.name, rows, rows[-1].arrival_s + 1 / workload.rate)
 
@@ -217,110 +224,3 @@ def _header(text: str) -> tuple[str, str]:
     if not equals or not name.strip():
         raise ConfigError("--header", f"{text!r} is no header", "write NAME=VALUE")
     return name.strip(), value.strip()
-
-
-def show(folder: Path, console: Console) -> RunFigures:
-    """The figures of a run folder, read back from it, and written beside it for `benchmarks/recompute.py`."""
-    run = read_run(folder)
-    figures, manifest = run_figures(run), run.manifest
-    write_figures(folder, figures)
-    load = f"{manifest.concurrency} in flight" if manifest.concurrency else f"{manifest.offered_rate or 0:.2f}/s"
-    console.print(
-        f"{manifest.target.system} {manifest.target.version}, model {manifest.target.model}; load {manifest.workload}, "
-        f"{load}; {figures.num_offered} requests measured in {figures.window_s:.0f} s"
-    )
-    console.print(_latencies(figures))
-    console.print()
-    console.print(_counts(figures, manifest))
-    for kind, message in first_errors(run.rows).items():
-        console.print(f"{kind}: {message}", style="red", markup=False)
-    for warning in warnings(manifest):
-        console.print(f"note: {warning}", style="yellow")
-    if figures.status != "valid":
-        console.print(f"{figures.status}: {'; '.join(figures.reasons)}", style="bold red")
-    console.print(f"written to {folder}")
-    return figures
-
-
-def first_errors(rows: Sequence[RequestRow]) -> dict[str, str]:
-    """Kind of error -> what the first request that met it was told."""
-    found: dict[str, str] = {}
-    for row in rows:
-        if row.error is not None:
-            found.setdefault(row.error_kind, row.error)
-    return found
-
-
-def _latencies(figures: RunFigures) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("ms", "p50", "p90", "p99", "mean"):
-        table.add_column(heading, justify="left" if heading == "ms" else "right")
-    named: list[tuple[str, Distribution]] = [
-        ("TTFT", figures.ttft_s),
-        ("TPOT", figures.tpot_s),
-        ("ITL", figures.itl_s),
-        ("E2E", figures.e2e_s),
-        ("sent late", figures.lateness_s),
-    ]
-    for name, found in named:
-        table.add_row(name, *map(_ms, (found.p50, found.p90, found.p99, found.mean)))
-    return table
-
-
-def _counts(figures: RunFigures, manifest: RunManifest) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    outcomes = ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in figures.outcomes.items())
-    table.add_row("outcomes", outcomes or "none")
-    if figures.failures:
-        table.add_row("failures", ", ".join(f"{number} {kind}" for kind, number in figures.failures.items()))
-    for name, value in (
-        ("completed, requests/s", figures.completed_per_s),
-        ("prompt tokens/s", figures.input_tokens_per_s),
-        ("output tokens/s", figures.output_tokens_per_s),
-    ):
-        table.add_row(name, "-" if value is None else f"{value:.2f}")
-    if manifest.slo_classes:
-        found = figures.attainment
-        share = f"{_percent(found.value)} [{_percent(found.low)}..{_percent(found.high)}]"
-        table.add_row("attainment (good / offered)", f"{share}, {'; '.join(manifest.slo_classes)}")
-        goodput = figures.goodput_per_s
-        table.add_row("goodput, good requests/s", "-" if goodput is None else f"{goodput:.2f}")
-    return table
-
-
-def warnings(manifest: RunManifest) -> list[str]:
-    """What a reader of the figures should know although the run is valid."""
-    client = msgspec.convert(manifest.client, _ClientFacts, strict=False)
-    found = []
-    if client.prompt_counts.off:
-        found.append(
-            f"{client.prompt_counts.off} of {client.prompt_counts.told} prompts were not of the planned length, by up "
-            f"to {client.prompt_counts.largest_error:+d} tokens"
-        )
-    if client.answers_of_other_length:
-        found.append(f"{client.answers_of_other_length} answers were not of the length asked for")
-    if client.refused_fields:
-        found.append(f"the server refused {', '.join(client.refused_fields)}: sent without")
-    return found
-
-
-class _PromptCounts(msgspec.Struct):
-    told: int = 0
-    off: int = 0
-    largest_error: int = 0
-
-
-class _ClientFacts(msgspec.Struct):
-    """What of `RunManifest.client` is shown."""
-
-    prompt_counts: _PromptCounts = msgspec.field(default_factory=_PromptCounts)
-    answers_of_other_length: int = 0
-    refused_fields: list[str] = msgspec.field(default_factory=list)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:.1f}"

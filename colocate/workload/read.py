@@ -43,6 +43,7 @@ class Reading:
 
     block_tokens: int = DEFAULT_BLOCK_TOKENS  # what one Mooncake hash id stands for
     until_s: float = math.inf  # what arrives later is not read
+    most_rows: int | None = None  # what follows so many is not read
     skip_empty: bool = False  # leave out requests without tokens, as traces record failures
     sort: bool = False  # bring rows into order of arrival
 
@@ -71,10 +72,14 @@ def read_trace(path: Path, reading: Reading) -> ReadTrace:
         raise ConfigError(str(path), "has lengths and no arrival times", "give it as --lengths with a --rate")
     rows: list[WorkloadRow] = []
     places: list[int] = []
-    num_skipped, is_cut = 0, False
+    num_skipped = 0
+    end_s: float | None = None  # where the trace was cut
     for line, row in numbered:
+        if len(rows) == reading.most_rows:
+            end_s = row.arrival_s or None
+            break
         if row.arrival_s >= reading.until_s:
-            is_cut = True
+            end_s = reading.until_s
             if reading.sort:
                 continue
             break
@@ -91,7 +96,7 @@ def read_trace(path: Path, reading: Reading) -> ReadTrace:
         rows = _sorted(rows)
         places = []
     _check(path, rows, places, reading, num_skipped)
-    return ReadTrace(make_workload(path.name, rows, reading.until_s if is_cut else None), name, num_skipped)
+    return ReadTrace(make_workload(path.name, rows, end_s), name, num_skipped)
 
 
 def read_lengths(path: Path, count: Count | None = None) -> list[LengthPair]:
@@ -162,11 +167,20 @@ def _numbered_rows(
     if first.lstrip().startswith(("{", "[")):
         if is_dataset(first):
             return "dataset", iter(()), False, False
-        is_mooncake = '"timestamp"' in first
+        is_mooncake = _is_mooncake(first)
         rows = _json_rows(path, chain([first], rest), block_tokens, is_mooncake)
         return ("Mooncake" if is_mooncake else "ours"), rows, True, False
     known, places = table_format(str(path), first)
     return known.name, table_rows(str(path), known, places, rest), bool(known.time), known.may_fail
+
+
+def _is_mooncake(line: str) -> bool:
+    """By any field of theirs: one that lacks another is to be told so in their words."""
+    try:
+        fields = msgspec.json.decode(line)
+    except msgspec.DecodeError:
+        return '"timestamp"' in line
+    return isinstance(fields, dict) and not fields.keys().isdisjoint(_MooncakeRow.__struct_fields__)
 
 
 def _json_rows(

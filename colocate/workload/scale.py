@@ -14,8 +14,10 @@ from colocate.workload.rows import Workload, make_workload
 
 def at_speed(workload: Workload, speed: float) -> Workload:
     """Time runs `speed` times as fast. Raises ConfigError."""
-    if not speed > 0:
+    if not (math.isfinite(speed) and speed > 0):
         raise ConfigError("speed", f"cannot be {speed}", "1 is as recorded, 2 twice as fast")
+    if speed == 1:
+        return workload
     replace = msgspec.structs.replace
     rows = [replace(row, arrival_s=row.arrival_s / speed) for row in workload.rows]
     return make_workload(workload.name, rows, workload.duration_s / speed)
@@ -23,7 +25,7 @@ def at_speed(workload: Workload, speed: float) -> Workload:
 
 def at_rate(workload: Workload, rate: float) -> Workload:
     """The same order and burstiness at `rate` requests per second on average. Raises ConfigError."""
-    if not rate > 0:
+    if not (math.isfinite(rate) and rate > 0):
         raise ConfigError("rate", f"cannot be {rate}", "requests per second, above 0")
     return at_speed(workload, rate / workload.rate)
 

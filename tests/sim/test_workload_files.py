@@ -186,7 +186,21 @@ def test_texts_need_somebody_who_counts_them(tmp_path: Path) -> None:
         ("prompt_tokens,output_tokens\n5,5\n", "", "no arrival times", "--lengths"),
         (OURS + "{broken\n", "line 2", "not a request", "arrival_s, prompt_tokens"),
         (OURS.replace("prompt_tokens", "tokens"), "line 1", "not a request", "arrival_s, prompt_tokens"),
-        ('{"timestamp": 0, "input_length": 5}\n', "line 1", "not a request", "timestamp, input_length"),
+        (
+            '{"timestamp": 0, "input_length": 5}\n',
+            "line 1",
+            "required field `output_length`",
+            "timestamp, input_length",
+        ),
+        (
+            '{"input_length": 5, "output_length": 5}\n',
+            "line 1",
+            "required field `timestamp`",
+            "timestamp, input_length",
+        ),
+        (OURS + '{"arrival_s": 2.0, "prompt_tokens": 5}\n', "line 2", "required field `output_tokens`", "arrival_s"),
+        (OURS.replace("}", ', "words": 3}'), "line 1", "unknown field `words`", "arrival_s, prompt_tokens"),
+        ("arrival_s,output_tokens\n0,1\n", "line 1", "lacks the column prompt_tokens", "arrivals is headed"),
         (
             '{"timestamp": 0, "input_length": 100, "output_length": 1, "hash_ids": [1, 2, 3]}\n',
             "line 1",

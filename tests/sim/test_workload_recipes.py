@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -137,6 +138,22 @@ def test_speed_rate_and_duration_scale_a_load() -> None:
     assert len(first_seconds(load, 3.5).rows) == 4
 
 
+def test_a_load_lasts_as_long_as_asked_whatever_scales_it(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv"  # 2 a second for 10 s, then 1 a second for 20 s
+    times = [*(index / 2 for index in range(20)), *(10.0 + index for index in range(20))]
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{at},5,2\n" for at in times))
+    fast = cook(Recipe(trace=trace, speed=4.0, duration_s=5.0), 0)
+    assert fast.duration_s == 5.0
+    assert [row.arrival_s * 4 for row in fast.rows] == [at for at in times if at < 20.0]
+    mean = cook(Recipe(trace=trace, rates=(4.0,), duration_s=5.0), 0)  # the first twenty, however busy
+    assert (mean.duration_s, mean.rate) == (5.0, 4.0)
+    assert [row.arrival_s for row in mean.rows] == [at / 2 for at in times[:20]]
+    short = cook(Recipe(trace=trace, rates=(4.0,), duration_s=50.0), 0)  # all there is
+    assert (len(short.rows), short.duration_s) == (40, pytest.approx(10.0))
+    made = cook(Recipe(rates=(3.0,), lengths=("5/5",), duration_s=20.0, speed=2.0, arrivals="constant"), 0)
+    assert (made.duration_s, len(made.rows), made.rows[-1].arrival_s) == (20.0, 120, pytest.approx(20.0))
+
+
 def test_lengths_in_words() -> None:
     assert parse_lengths("512/128") == FixedLengths(512, 128)
     assert parse_lengths("lognormal:512,0.8/128,0.6") == LognormalLengths(512, 0.8, 128, 0.6)
@@ -156,7 +173,12 @@ def test_lengths_in_words() -> None:
         (Recipe(rates=(1.0,), lengths=("5/5",), duration_s=0.0), "--duration"),
         (Recipe(rates=(1.0,), lengths=("5/5",), arrivals="gamma:0"), "arrivals"),
         (Recipe(rates=(1.0,), lengths=("5/5",), arrivals="often"), "arrivals"),
-        (Recipe(rates=(1.0,), lengths=("5/5",), speed=0.0), "speed"),
+        (Recipe(rates=(1.0,), lengths=("5/5",), speed=0.0), "--speed"),
+        (Recipe(rates=(math.inf,), lengths=("5/5",)), "--rate"),  # else it would never be made
+        (Recipe(rates=(1.0,), lengths=("5/5",), duration_s=math.inf), "--duration"),
+        (Recipe(rates=(1.0,), lengths=("5/5",), speed=math.inf), "--speed"),
+        (Recipe(trace=Path("t.csv"), rates=(1.0,), speed=2.0), "--speed"),
+        (Recipe(rates=(1.0,), lengths=("5/5",), pattern="phase-shifting", period_s=math.nan), "--period"),
     ],
 )
 def test_a_recipe_that_makes_no_load_is_refused(recipe: Recipe, where: str) -> None:

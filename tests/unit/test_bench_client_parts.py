@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from dataclasses import dataclass
@@ -201,8 +202,11 @@ def test_classes_are_written_as_they_are_read() -> None:
         slo_texts((), ("nobody",))
 
 
+_OF_RECIPE = ("rates", "duration_s", "trace", "speed", "arrivals")
+
+
 def _ask(**more: object) -> BenchPlan:
-    recipe = {name: more.pop(name) for name in ("rates", "duration_s", "trace", "speed") if name in more}
+    recipe = {name: more.pop(name) for name in _OF_RECIPE if name in more}
     lengths = () if "trace" in recipe else ("8/2",)
     return bench_plan(Ask(url="h:1", recipe=Recipe(lengths=lengths, **recipe), **more))  # type: ignore[arg-type]
 
@@ -218,6 +222,7 @@ def test_a_number_of_requests_is_exact() -> None:
     closed = _ask(concurrency=3, num_prompts=17)
     assert len(closed.workload.rows) == 17
     assert closed.warmup_s == 0
+    assert len(_ask(rates=(3.0,), num_prompts=30, arrivals="gamma:9").workload.rows) == 30
 
 
 def test_a_trace_is_offered_as_it_is(tmp_path: Path) -> None:
@@ -227,6 +232,12 @@ def test_a_trace_is_offered_as_it_is(tmp_path: Path) -> None:
     assert [row.arrival_s for row in _ask(trace=trace, speed=2.0).workload.rows] == [0, 0.5, 1, 1.5]
     assert len(_ask(trace=trace, duration_s=1.5, warmup_s=0.0).workload.rows) == 2
     assert len(_ask(trace=trace, concurrency=2).workload.rows) == 4
+    timed = _ask(trace=trace, rates=(0.5,), duration_s=3.0, warmup_s=1.0)
+    assert [row.arrival_s for row in timed.workload.rows] == [0.0, 2.0]
+    assert (timed.workload.duration_s, timed.rate) == (4.0, 0.5)
+    for more in ({}, {"concurrency": 2}):
+        with pytest.raises(ConfigError, match=r"t\.csv holds 4 requests"):
+            _ask(trace=trace, num_prompts=5, **more)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +249,11 @@ def test_a_trace_is_offered_as_it_is(tmp_path: Path) -> None:
         {"concurrency": 0, "num_prompts": 3},
         {"concurrency": 2, "num_prompts": 3, "cooldown_s": 1.0},
         {"rates": (1.0,), "num_prompts": 0},
+        {"rates": (0.0,), "num_prompts": 5},
+        {"rates": (math.inf,), "num_prompts": 5},
+        {"concurrency": 2, "duration_s": math.inf},
+        {"rates": (1.0,), "warmup_s": math.nan},
+        {"rates": (1.0,), "drain_s": math.nan},
         {"rates": (1.0,), "endpoint": "embeddings"},
         {"rates": (1.0,), "endpoint": "chat", "prompts": "ids"},
         {"rates": (1.0,), "timeout_s": 0.0},
