@@ -170,11 +170,19 @@ def parse_classes(texts: list[str] | None) -> dict[str, float]:
 
 
 def write(out: Path, data: bytes) -> None:
-    """Raises ConfigError."""
+    """Whole or not at all: a load that is cut short reads like a shorter one. Raises ConfigError."""
     if str(out) == "-":
         sys.stdout.buffer.write(data)
         return
+    is_place = out.exists() and not out.is_file()  # a pipe, or /dev/stdout: nothing can take its place
+    unfinished = out if is_place else out.with_name(out.name + ".part")
     try:
-        out.write_bytes(data)
+        unfinished.write_bytes(data)
+        if not is_place:
+            unfinished.replace(out)
     except OSError as error:
-        raise ConfigError(str(out), f"cannot be written: {error.strerror}", "name a writable file") from None
+        if not is_place:
+            unfinished.unlink(missing_ok=True)
+        raise ConfigError(
+            str(out), f"cannot be written: {error.strerror}", "name a file with room and rights"
+        ) from None

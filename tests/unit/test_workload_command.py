@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,22 @@ def test_what_cannot_be_done_is_refused(tmp_path: Path) -> None:
     assert "cannot read" in refusal("show", tmp_path / "none.csv").problem
     assert refusal("make", "waves", "-o", out, "--rate", 1, "--lengths", "5/5").where == "--pattern"
     assert run("make").exit_code == 2
+
+
+def test_a_load_that_finds_no_room_leaves_what_was_there(tmp_path: Path) -> None:
+    out = tmp_path / "load.jsonl"
+    done("make", "-o", out, "--rate", 1, "--lengths", "5/5")
+    before = out.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), hard))
+    try:
+        refused = refusal("make", "-o", out, "--rate", 9, "--lengths", "5/5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot be written" in refused.problem
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+    assert "No space left" in refusal("make", "-o", "/dev/full", "--rate", 1, "--lengths", "5/5").problem
 
 
 SAMPLES = Path("configs/bench/workloads")
