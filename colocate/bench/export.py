@@ -1,8 +1,8 @@
-"""Requests and figures as CSV (standard library) or Parquet (pyarrow, where it is installed): for a notebook, or a
-spreadsheet.
+"""Requests, figures and looks at the server as CSV (standard library) or Parquet (pyarrow, where it is installed): for
+a notebook, or a spreadsheet.
 
 `requests`: one line per row of the run, its raw fields, `good` (empty for what was not offered in the window) and its
-latencies. `figures`: one line per run, nested figures as `ttft_s.p99`.
+latencies. `figures`: one line per run, nested figures as `ttft_s.p99`. `server`: one line per look at the server.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -20,10 +20,12 @@ from colocate.bench.metrics.attainment import Promises, is_good
 from colocate.bench.metrics.latency import STAGES, e2e_s, itl_p99_s, lateness_s, stage_s, tpot_s, ttft_s
 from colocate.bench.metrics.window import offered
 from colocate.bench.read import Run
-from colocate.bench.records import RequestRow
+from colocate.bench.records import RequestRow, ServerSample
 from colocate.errors import ConfigError
 
 Format = Literal["csv", "parquet"]
+Table = Literal["requests", "figures", "server"]
+TABLES: tuple[Table, ...] = get_args(Table)
 Cell: TypeAlias = str | int | float | bool | list[float] | list[int] | None
 Line: TypeAlias = dict[str, Cell]
 
@@ -50,6 +52,11 @@ def _request_line(row: RequestRow, promises: Promises, is_counted: bool) -> Line
     line["token_s"] = list(row.token_s)
     line["token_ids"] = None if row.token_ids is None else list(row.token_ids)
     return line
+
+
+def server_lines(run: Run) -> list[Line]:
+    """Every look at the server, in order of time."""
+    return [{name: getattr(sample, name) for name in ServerSample.__struct_fields__} for sample in run.samples]
 
 
 def figure_lines(figures: Iterable[RunFigures]) -> list[Line]:
@@ -91,24 +98,29 @@ def write_table(path: Path, lines: Sequence[Line], format: Format) -> None:
 
 
 def export_runs(folder: Path, runs: Sequence[Run], figures: Sequence[RunFigures], format: Format) -> list[Path]:
-    """FOLDER/figures.FORMAT with a line per run, FOLDER/requests.FORMAT with a line per request of every run, each
-    headed by its run's id, arm and seed. Raises ConfigError as write_table does, and where classes cannot be read."""
-    paths = [folder / f"figures.{format}", folder / f"requests.{format}"]
-    for path, of_figures in zip(paths, (True, False), strict=True):
-        write_table(path, table_of(runs, figures, of_figures), format)
+    """FOLDER/TABLE.FORMAT of each table; none of a server that told nothing. Raises ConfigError as write_table does,
+    and where classes cannot be read."""
+    paths: list[Path] = []
+    for table in TABLES:
+        if table == "server" and not any(run.samples for run in runs):
+            continue
+        paths.append(folder / f"{table}.{format}")
+        write_table(paths[-1], table_of(runs, figures, table), format)
     return paths
 
 
-def table_of(runs: Sequence[Run], figures: Sequence[RunFigures], of_figures: bool) -> list[Line]:
-    """One of the two tables. Raises ConfigError where classes cannot be read."""
-    if of_figures:
+def table_of(runs: Sequence[Run], figures: Sequence[RunFigures], table: Table) -> list[Line]:
+    """The lines of every run; those of requests and samples are headed by their run's id, arm and seed. Raises
+    ConfigError where classes cannot be read."""
+    if table == "figures":
         return figure_lines(figures)
-    requests: list[Line] = []
+    lines: list[Line] = []
     for run in runs:
         facts = run.manifest
         head: Line = {"run_id": facts.run_id, "arm": facts.arm, "seed": facts.seed}
-        requests += [head | line for line in request_lines(run)]
-    return requests
+        of_run = request_lines(run) if table == "requests" else server_lines(run)
+        lines += [head | line for line in of_run]
+    return lines
 
 
 def _csv(columns: Sequence[str], lines: Sequence[Line]) -> bytes:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from colocate.bench.export import Format, export_runs, table_of, write_table
+from colocate.bench.export import TABLES, Format, Table, export_runs, table_of, write_table
 from colocate.bench.figures import run_figures
 from colocate.bench.read import Run, Sweep, read_results
 from colocate.errors import ConfigError
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-TABLES = ("requests", "figures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +27,19 @@ class ExportAsk:
 
 
 def run_export(ask: ExportAsk) -> int:
-    """Write one file, or both into a folder. Exit code 1 where a run of a sweep cannot be read. Raises ConfigError."""
+    """Write one file, or all tables into a folder. Exit code 1 where a run of a sweep cannot be read. Raises
+    ConfigError."""
     runs, num_unreadable = _read(ask.results)
     ending = ask.out.suffix.removeprefix(".")
     format = _format(ask.format or (ending if ending in FORMATS else "csv"))
     if ending in FORMATS:
         if ask.format is not None and ask.format != ending:
             raise ConfigError("--format", f"{ask.format} is not what {ask.out} ends in", "give one of them")
-        write_table(ask.out, table_of(runs, [run_figures(run) for run in runs], _is_figures(ask.table)), format)
+        write_table(ask.out, table_of(runs, [run_figures(run) for run in runs], _table(ask.table)), format)
         written = [ask.out]
     else:
         if ask.table is not None:
-            raise ConfigError("--table", "a folder gets both tables", f"name a file: -o {ask.table}.{format}")
+            raise ConfigError("--table", "a folder gets every table", f"name a file: -o {ask.table}.{format}")
         _make_folder(ask.out)
         written = export_runs(ask.out, runs, [run_figures(run) for run in runs], format)
     for path in written:
@@ -68,10 +68,11 @@ def _format(name: str) -> Format:
     raise ConfigError("--format", f"no format is named {name!r}", f"choose one of: {', '.join(FORMATS)}")
 
 
-def _is_figures(table: str | None) -> bool:
-    if table not in (None, *TABLES):
-        raise ConfigError("--table", f"no table is named {table!r}", f"choose one of: {', '.join(TABLES)}")
-    return table == "figures"
+def _table(name: str | None) -> Table:
+    for known in TABLES:
+        if name in (None, known):
+            return known
+    raise ConfigError("--table", f"no table is named {name!r}", f"choose one of: {', '.join(TABLES)}")
 
 
 def _make_folder(folder: Path) -> None:

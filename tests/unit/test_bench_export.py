@@ -10,7 +10,7 @@ import pytest
 
 from colocate.bench.export import export_runs, figure_lines, request_lines, write_table
 from colocate.bench.figures import run_figures
-from colocate.bench.records import Stages
+from colocate.bench.records import ServerSample, Stages
 from colocate.errors import ConfigError
 from tests.bench_rows import row, run
 
@@ -51,14 +51,28 @@ def test_figures_as_csv(tmp_path: Path) -> None:
     assert first["attainment_by_definition.muxwise-8b.is_met"] == "True"
 
 
-def test_a_sweep_as_two_tables(tmp_path: Path) -> None:
-    other = run([row(0, 2.0, (2.1,))], run_id="s", arm="b", seed=3)
+def test_a_sweep_as_tables(tmp_path: Path) -> None:
+    samples = (ServerSample(1.0, kv_usage=0.25, plan="elastic"), ServerSample(2.0, waiting=3))
+    other = run([row(0, 2.0, (2.1,))], samples, run_id="s", arm="b", seed=3)
     paths = export_runs(tmp_path, [MADE, other], [run_figures(MADE), run_figures(other)], "csv")
-    assert [path.name for path in paths] == ["figures.csv", "requests.csv"]
-    with paths[1].open(newline="") as file:
+    assert [path.name for path in paths] == ["requests.csv", "figures.csv", "server.csv"]
+    with paths[2].open(newline="") as file:
+        looks = list(csv.DictReader(file))
+    assert [(look["run_id"], look["at_s"], look["plan"], look["kv_usage"], look["waiting"]) for look in looks] == [
+        ("s", "1.0", "elastic", "0.25", ""),
+        ("s", "2.0", "", "", "3"),
+    ]
+    with paths[0].open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["run_id"] for line in lines] == ["r"] * 4 + ["s"]
     assert (lines[-1]["arm"], lines[-1]["seed"], lines[-1]["good"]) == ("b", "3", "True")
+
+
+def test_a_server_that_told_nothing_has_no_table(tmp_path: Path) -> None:
+    assert [path.name for path in export_runs(tmp_path, [MADE], [run_figures(MADE)], "csv")] == [
+        "requests.csv",
+        "figures.csv",
+    ]
 
 
 def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from colocate.bench.read import RUNS_FOLDER, SWEEP_FILE
-from colocate.bench.records import SCHEMA_VERSION, SweepManifest
+from colocate.bench.records import SCHEMA_VERSION, ServerSample, SweepManifest
 from colocate.cli.app import app
 from colocate.errors import ConfigError
 from tests.bench_rows import row, run, write_run
@@ -28,7 +28,7 @@ def lines_of(path: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     one = run([row(0, 2.0, (2.1, 2.12)), row(1, 3.0, (3.9,))], run_id="one", arm="a")
-    other = run([row(0, 2.0, (2.1,))], run_id="other", arm="b", seed=3)
+    other = run([row(0, 2.0, (2.1,))], [ServerSample(2.0, kv_usage=0.5)], run_id="other", arm="b", seed=3)
     return [write_run(tmp_path / made.manifest.run_id, made) for made in (one, other)]
 
 
@@ -55,7 +55,8 @@ def test_runs_become_both_tables_in_a_folder_that_is_made(tmp_path: Path, runs: 
 
 
 @pytest.mark.parametrize(
-    ("flags", "num_lines", "column"), [((), 3, "ttft_s"), (("--table", "figures"), 2, "ttft_s.p50")]
+    ("flags", "num_lines", "column"),
+    [((), 3, "ttft_s"), (("--table", "figures"), 2, "ttft_s.p50"), (("--table", "server"), 1, "kv_usage")],
 )
 def test_a_file_gets_one_table(
     tmp_path: Path, runs: list[Path], flags: tuple[str, ...], num_lines: int, column: str

@@ -199,16 +199,23 @@ def report(
         str, typer.Option(metavar="RULE", help="Whose denominator: colocate (offered), vllm, sglang, aiperf, ...")
     ] = "colocate",
     title: Annotated[str, typer.Option(metavar="TEXT", help="Heading of the page.")] = "",
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Attainment against rate as one .svg or .png for a README. Without --out and --format, that alone.",
+        ),
+    ] = None,
 ) -> None:
     from colocate.cli.report import ReportAsk, run_report
 
-    ask = ReportAsk(tuple(results or ()), out, formats, compare, tuple(slo or ()), denominator, title)
+    ask = ReportAsk(tuple(results or ()), out, formats, compare, tuple(slo or ()), denominator, title, picture)
     sys.exit(run_report(ask))
 
 
 @app.command(
-    help="Write what bench and sweep wrote as tables: one line per request (fields, good or not, latencies) and one "
-    "per run (every figure)."
+    help="Write what bench and sweep wrote as tables: one line per request (fields, good or not, latencies), one per "
+    "run (every figure), one per look at the server."
 )
 def export(
     results: Annotated[
@@ -217,7 +224,7 @@ def export(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="PATH", help="A folder for both tables, or a file that ends in .csv or .parquet."
+            "--out", "-o", metavar="PATH", help="A folder for all tables, or a file that ends in .csv or .parquet."
         ),
     ],
     format: Annotated[
@@ -225,7 +232,8 @@ def export(
         typer.Option(metavar="NAME", help="csv, or parquet (needs pyarrow). [dim](default: by --out, else csv)[/]"),
     ] = None,
     table: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of a file: requests or figures. [dim](default requests)[/]")
+        str | None,
+        typer.Option(metavar="NAME", help="Of a file: requests, figures or server. [dim](default requests)[/]"),
     ] = None,
 ) -> None:
     from colocate.cli.export import ExportAsk, run_export
