@@ -62,7 +62,7 @@ class MachineTimes:
 
 
 def host_facts() -> dict[str, object]:
-    """Of the machine the client runs on. No names."""
+    """Of the machine the client runs on, and so of a server's that runs there. No names."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {
         "processor": _processor(),
@@ -71,7 +71,27 @@ def host_facts() -> dict[str, object]:
         "memory_bytes": psutil.virtual_memory().total,
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load_average": [round(load, 2) for load in os.getloadavg()],
+        **_gpu_facts(),
     }
+
+
+def _gpu_facts() -> dict[str, object]:
+    """Models and driver, by NVML; empty without a GPU."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        names = [_text(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # a missing package, library or driver, each with an error of its own
+        return {}
+    return {"gpus": names, "gpu_driver": driver} if names else {}
+
+
+def _text(told: str | bytes) -> str:
+    """Older bindings tell bytes."""
+    return told.decode() if isinstance(told, bytes) else told
 
 
 def load_of_others(

@@ -28,7 +28,12 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _GAUGES: Mapping[str, tuple[str, ...]] = {
     "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred"),
     "decode_running": ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing"),
-    "kv_usage": ("vllm:kv_cache_usage_perc", "sglang:token_usage", "llamacpp:kv_cache_usage_ratio"),
+    "kv_usage": (
+        "vllm:kv_cache_usage_perc",
+        "vllm:gpu_cache_usage_perc",
+        "sglang:token_usage",
+        "llamacpp:kv_cache_usage_ratio",
+    ),
     "preemptions": ("vllm:num_preemptions_total", "sglang:num_retracted_reqs_total"),
 }
 _TOTALS: Mapping[str, tuple[str, ...]] = {
