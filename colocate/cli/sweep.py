@@ -229,9 +229,8 @@ def _say_outcome(console: Console, plan: SweepPlan, outcome: Outcome, recalled: 
         named = ", ".join(record.arm for record in recalled.failed)
         console.print(f"the recall of {named} failed: {plan.out / RECALL_FOLDER} says why; --retry asks again")
     if recalled.num_left:
-        console.print(
-            f"the budget left out the recall of {recalled.num_left} arms; the same command goes on from there"
-        )
+        arms = "1 arm" if recalled.num_left == 1 else f"{recalled.num_left} arms"
+        console.print(f"the budget left out the recall of {arms}; the same command goes on from there")
     console.print(f"report: colocate report {plan.out}")
 
 
