@@ -54,12 +54,13 @@ class RunFolder:
             raise _refused(self.path, error, self.num_rows) from None
 
     def write_manifest(self, manifest: RunManifest) -> None:
-        """The whole file or none of it."""
-        data = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+        """The whole file or none of it; without room for another one, in the place of the one that is there."""
+        data = msgspec.json.encode(manifest)
         try:
-            _replace(self.path / MANIFEST, [data])
+            _replace(self.path / MANIFEST, [msgspec.json.format(data, indent=1), b"\n"])
         except OSError as error:
-            raise _refused(self.path, error, self.num_rows) from None
+            if error.errno not in _FULL or not _overwritten(self.path / MANIFEST, data):
+                raise _refused(self.path, error, self.num_rows) from None
 
     def close(self) -> None:
         """Everything is on the disk, rows in order of schedule."""
@@ -119,6 +120,20 @@ def _replace(path: Path, parts: list[bytes]) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _overwritten(path: Path, data: bytes) -> bool:
+    """Whether `data` could take the place of what is there, which is no shorter: without its blanks it seldom is."""
+    try:
+        with path.open("r+b") as file:
+            if len(data) > path.stat().st_size:
+                return False
+            file.write(data)
+            file.truncate()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def _refused(path: Path, error: OSError, num_rows: int) -> ConfigError:
