@@ -101,7 +101,7 @@ def _counts(figures: RunFigures, manifest: RunManifest) -> Table:
         goodput = figures.goodput_per_s
         table.add_row("goodput, good requests/s", "-" if goodput is None else f"{goodput:.2f}")
     if figures.cached_share is not None:
-        table.add_row("prompt tokens found in the prefix cache", _percent(figures.cached_share))
+        table.add_row("found in the prefix cache", _percent(figures.cached_share))
     for name, told in _server_facts(figures.server):
         table.add_row(name, told)
     return table

@@ -46,7 +46,7 @@ def test_the_server_is_shown_as_far_as_it_tells(tmp_path: Path) -> None:
     ]
     told = printed(tmp_path / "told", rows, samples)
     for line in (
-        "prompt tokens found in the prefix cache 25.0%",
+        "found in the prefix cache 25.0%",
         "KV in use, mean and peak 50.0%, 75.0%",
         "preemptions 2",
         "switches of plan 0",
