@@ -83,7 +83,7 @@ def goodput_at(points: Sequence[RatePoint], attainment: float = 0.9, *, seed: in
     )
     low = high = None
     if ordered:
-        draws = _crossing_draws(ordered, attainment, seed)
+        draws = _crossing_draws(ordered, attainment, seed, 0.0)
         low, high = bounds(draws)
         # Where the draws run into the highest rate tested, nothing bounds them from above.
         high = None if high >= rates[-1] and shares[-1] >= attainment else high
@@ -102,15 +102,19 @@ def compare_goodput(
     a: Sequence[RatePoint], b: Sequence[RatePoint], attainment: float = 0.9, *, seed: int = 0
 ) -> Comparison:
     """Goodput of A against that of B. An arm whose curve never crosses counts with the highest rate tested where it
-    keeps the target everywhere, with zero where it keeps it nowhere."""
+    keeps the target everywhere, with the lowest where it keeps it nowhere: so a difference is never larger than what
+    was seen."""
     if not a or not b:
         return NO_COMPARISON
     curves = [sorted(points, key=lambda point: point.rate_per_s) for points in (a, b)]
+    lowest = [curve[0].rate_per_s for curve in curves]
     goodput_a, goodput_b = (
-        crossing([point.rate_per_s for point in curve], [point.share for point in curve], attainment) or 0.0
-        for curve in curves
+        crossing([point.rate_per_s for point in curve], [point.share for point in curve], attainment) or least
+        for curve, least in zip(curves, lowest, strict=True)
     )
-    draws_a, draws_b = (_crossing_draws(curve, attainment, seed + which) for which, curve in enumerate(curves))
+    draws_a, draws_b = (
+        _crossing_draws(curve, attainment, seed + which, lowest[which]) for which, curve in enumerate(curves)
+    )
     num_seeds = min(len(point.good) for curve in curves for point in curve)
     return compare_draws(goodput_a, goodput_b, draws_a, draws_b, num_seeds)
 
@@ -147,7 +151,8 @@ def _open_reason(above: RatePoint | None, below: RatePoint | None, target: float
     return ""
 
 
-def _crossing_draws(ordered: Sequence[RatePoint], target: float, seed: int) -> Values:
+def _crossing_draws(ordered: Sequence[RatePoint], target: float, seed: int, below: float) -> Values:
+    """Where each draw crosses the target; `below` for one that starts below it."""
     rng = np.random.default_rng(seed)
     rates = [point.rate_per_s for point in ordered]
     columns = [
@@ -155,5 +160,5 @@ def _crossing_draws(ordered: Sequence[RatePoint], target: float, seed: int) -> V
         for point in ordered
     ]
     curves = np.stack(columns, axis=1)
-    found = [crossing(rates, curve, target) or 0.0 for curve in curves.tolist()]
+    found = [crossing(rates, curve, target) or below for curve in curves.tolist()]
     return np.asarray(found)
