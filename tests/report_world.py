@@ -7,8 +7,9 @@ the lower one is its goodput@90, up to the noise of the draw. Arrivals are share
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from colocate.bench.records import (
     Switch,
     TargetFacts,
 )
+from colocate.bench.report.model import Cell, ReportModel, Section, Table
 
 TTFT_S, TPOT_S = 0.3, 0.05
 SLO = ("chat: ttft 300 ms, tpot 50 ms",)
@@ -265,3 +267,35 @@ def full_world(**changes: object) -> World:
         Truth("vllm", "peer", 4.1, 2.8, system="vllm", tells=False, fails_at=8.0),
     )  # fmt: skip
     return World(arms, **changes)  # type: ignore[arg-type]
+
+
+def small(tmp_path: Path, *arms: Truth, **changes: object) -> Path:
+    options = {"rates": (2.0, 4.0), "seeds": (0, 1), "num_requests": 20, **changes}
+    return World(arms or (static(40, 3.0), static(96, 2.0), dynamic("slo", 3.0)), **options).write(tmp_path / "sweep")  # type: ignore[arg-type]
+
+
+def section(model: ReportModel, name: str) -> Section:
+    return next(each for each in model.sections if each.id == name)
+
+
+def table(model: ReportModel, name: str) -> Table:
+    return next(each for part in model.sections for each in part.tables if each.id == name)
+
+
+def row(found: Table, *names: str) -> dict[str, Cell]:
+    cells = next(each for each in found.rows if tuple(cell.text for cell in each[: len(names)]) == names)
+    return {column.label: cell for column, cell in zip(found.columns, cells, strict=True)}
+
+
+def raw(folder: Path, name: str) -> Iterator[dict[str, object]]:
+    for path in sorted((folder / "runs").glob(f"{name}_*/requests.jsonl")):
+        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+
+
+ARMS = (
+    static(40, 4.5), static(96, 3.0), dynamic("slo", 7.0),
+    Truth("chunked:256", "chunked", 5.0, 3.0, flags=("--mode", "chunked")),
+    Truth("shared", "shared", 4.2, flags=("--mode", "shared"), plans=("shared",)),
+    Truth("vllm", "peer", 4.1, system="vllm", tells=False, fails_at=6.0),
+)  # fmt: skip
+SMALL = World(ARMS, rates=(2.0, 4.0, 6.0, 8.0), num_requests=40)

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from colocate.bench.report.build import ReportRequest, build_report
-from colocate.bench.report.model import Cell, ReportModel, Section, Table
+from colocate.bench.report.model import LineChart, ReportModel
+from colocate.bench.report.verdict import amount
+from colocate.bench.report.words import number
 from colocate.errors import ConfigError
-from tests.report_world import FAR, TPOT_S, TTFT_S, Truth, World, dynamic, static
-
-ARMS = (
-    static(40, 4.5), static(96, 3.0), dynamic("slo", 7.0),
-    Truth("chunked:256", "chunked", 5.0, 3.0, flags=("--mode", "chunked")),
-    Truth("shared", "shared", 4.2, flags=("--mode", "shared"), plans=("shared",)),
-    Truth("vllm", "peer", 4.1, system="vllm", tells=False, fails_at=6.0),
-)  # fmt: skip
-SMALL = World(ARMS, rates=(2.0, 4.0, 6.0, 8.0), num_requests=40)
+from tests.report_world import ARMS, FAR, SMALL, TPOT_S, TTFT_S, Truth, World, raw, row, section, small, static, table
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +23,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(folder: Path) -> ReportModel:
     return build_report(ReportRequest((folder,)))
-
-
-def section(model: ReportModel, name: str) -> Section:
-    return next(each for each in model.sections if each.id == name)
-
-
-def table(model: ReportModel, name: str) -> Table:
-    return next(each for part in model.sections for each in part.tables if each.id == name)
-
-
-def row(found: Table, *names: str) -> dict[str, Cell]:
-    cells = next(each for each in found.rows if tuple(cell.text for cell in each[: len(names)]) == names)
-    return {column.label: cell for column, cell in zip(found.columns, cells, strict=True)}
-
-
-def small(tmp_path: Path, *arms: Truth, **changes: object) -> Path:
-    options = {"rates": (2.0, 4.0), "seeds": (0, 1), "num_requests": 20, **changes}
-    return World(arms or (static(40, 3.0), dynamic("slo", 3.0)), **options).write(tmp_path / "sweep")  # type: ignore[arg-type]
 
 
 def test_each_bracket_holds_the_truth(report: ReportModel) -> None:
@@ -64,13 +37,18 @@ def test_each_bracket_holds_the_truth(report: ReportModel) -> None:
 
 def test_the_first_sentence_names_the_device_and_the_winner(report: ReportModel) -> None:
     assert report.verdict.headline.startswith("Measured on an emulated device (emulated H200, 132 units)")
-    assert "dynamic partitioning pays: slo beats the best static plan, static:p92d40" in report.verdict.headline
-    assert report.verdict.by_slo[0].finding == "dynamic"
+    own, published = report.verdict.by_slo
+    assert own.finding == "dynamic" and own.difference is not None and own.lead is not None
+    more, above = amount(own.difference), amount(own.lead)
+    assert f"slo keeps 90% up to {number(own_goodput(report, 'slo'))}" in report.verdict.headline
+    assert f", {above} more than {own.lead.b}, the next. Dynamic partitioning pays" in report.verdict.headline
+    assert f"pays: slo keeps {more} more than the best static plan, static:p92d40." in report.verdict.headline
+    named = " ".join(published.sentences)
+    assert all(name in named for name in ("muxwise-8b", "semi-pd-8b-sharegpt", "bullet-arxiv", "chat-tight"))
 
 
-def raw(folder: Path, name: str) -> Iterator[dict[str, object]]:
-    for path in sorted((folder / "runs").glob(f"{name}_*/requests.jsonl")):
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+def own_goodput(model: ReportModel, arm: str) -> float | None:
+    return next(each.value for each in model.goodput if (each.slo, each.arm) == ("chat", arm))
 
 
 @pytest.mark.parametrize(("arm", "files"), [("slo", "slo_6"), ("chunked:256", "chunked-256_4"), ("vllm", "vllm_8")])
@@ -90,51 +68,6 @@ def test_a_point_by_another_path(report: ReportModel, folder: Path, arm: str, fi
     assert (found["good"].value, found["counted"].value) == (good, of)
     assert found["attainment"].value == pytest.approx(good / of * 100)
     assert found["TTFT p90"].value == pytest.approx(float(np.quantile(ttfts, 0.9)) * 1e3)
-
-
-def test_failures_by_another_path(report: ReportModel, folder: Path) -> None:
-    broken = [line for line in raw(folder, "vllm_6") if line["outcome"] == "failed"]
-    assert len(broken) == 60
-    found = row(table(report, "failure-table"), "vllm", "6 requests/s")
-    assert found["failed: reset"].value == len(broken)
-
-
-def test_residency_and_bands(report: ReportModel) -> None:
-    ledger = row(table(report, "ledger"), "slo", "4 requests/s")
-    assert ledger["switches"].value == 6
-    assert ledger["applied after p50"].value == pytest.approx(4.0)
-    (chart,) = section(report, "timeline").charts
-    bands = chart.bands  # type: ignore[union-attr]
-    assert [band.plan for band in bands[:3]] == ["p92d40", "p68d64", "p116d16"]
-    assert bands[0].start_s == 0 and bands[0].decode_units == 40
-    assert all(a.end_s == b.start_s for a, b in pairwise(bands))
-
-
-def test_the_share_map_holds_the_points(report: ReportModel) -> None:
-    (chart,) = section(report, "share-map").charts
-    points = table(report, "points")
-    assert chart.rows == ("40", "96")  # type: ignore[union-attr]
-    for units, values in zip((40, 96), chart.z, strict=True):  # type: ignore[union-attr]
-        for rate, value in zip((2, 4, 6, 8), values, strict=True):
-            assert value == row(points, f"static:p{132 - units}d{units}", f"{rate} requests/s")["attainment"].value
-
-
-def test_ablation_names_what_is_missing(report: ReportModel) -> None:
-    rows = table(report, "ablation-table").rows
-    assert [cells[0].text for cells in rows] == ["neither", "partition only", "scheduler only", "both"]
-    assert rows[0][1].text == "shared" and rows[1][1].text == "slo" and rows[2][1].text == "missing"
-    assert any("Missing: scheduler only and both" in text for text in section(report, "ablation").lead)
-
-
-def test_denominators_differ_where_requests_failed(report: ReportModel) -> None:
-    found = table(report, "denominators")
-    at = {
-        cells[0].text: dict(zip((each.label for each in found.columns), cells, strict=True))["vllm"]
-        for cells in found.rows
-    }
-    assert at["colocate"].text == "of 120" and at["vllm"].text != "of 120"
-    ours, theirs = at["colocate"].value, at["vllm"].value
-    assert ours is not None and theirs is not None and ours < theirs
 
 
 def test_runs_that_do_not_count_are_listed_and_left_out(tmp_path: Path) -> None:
@@ -195,7 +128,10 @@ def test_other_slos(tmp_path: Path) -> None:
 def test_classes_have_verdicts_of_their_own(tmp_path: Path) -> None:
     folder = small(tmp_path, slo=("chat: ttft 300 ms, tpot 50 ms", "batch: ttft 10 s"))
     model = build_report(ReportRequest((folder,)))
-    assert [each.slo for each in model.verdict.by_slo] == ["all classes", "class chat", "class batch"]
+    names = [each.slo for each in model.verdict.by_slo]
+    assert names == ["all classes", "class chat", "class batch", "Published SLOs"]
+    shown = {cells[0].text: cells for cells in table(model, "published").rows}
+    assert list(shown)[:3] == names[:3] and shown["class batch"][3].value == 100
     assert model.verdict.by_slo[2].finding == "tie"
 
 
@@ -217,7 +153,7 @@ def test_one_run_alone(tmp_path: Path) -> None:
     model = build_report(ReportRequest((run,)))
     assert [arm.group for arm in model.arms] == ["static"]
     assert "a device that the server did not name; the client ran on 2 cores of Example CPU" in model.verdict.headline
-    assert any("1 seed only" in text for text in model.verdict.cautions)
+    assert any("With 1 seed only" in text for text in model.verdict.cautions)
     assert section(model, "memory").lead == ("No server told its KV use or its memory, so there is nothing to show.",)
 
 
@@ -225,20 +161,6 @@ def test_closed_loop(tmp_path: Path) -> None:
     model = build_report(ReportRequest((small(tmp_path, closed=True),)))
     assert "there is no valid run at an offered rate; in closed loop" in model.verdict.headline
     assert row(table(model, "points"), "slo", "4 at once")["counted"].value == 40
-
-
-def test_identical_answers(tmp_path: Path) -> None:
-    folder = small(tmp_path, keep_token_ids=True)
-    path = folder / "runs" / "slo_2_0" / "requests.jsonl"
-    first, *rest = path.read_text().splitlines()
-    changed = json.loads(first)
-    changed["token_ids"][-1] += 1
-    path.write_text("\n".join([json.dumps(changed), *rest]) + "\n")
-    found = row(table(build_report(ReportRequest((folder,))), "identical"), "slo")
-    compared, same = found["compared"].value, found["identical"].value
-    assert compared is not None and same == compared - 1
-    assert found["earliest difference"].value == 7
-    assert found["tokens before the first difference"].value == pytest.approx(100 - 100 / (compared * 8))
 
 
 @pytest.mark.parametrize(
@@ -269,6 +191,23 @@ def test_a_against_b(folder: Path, tmp_path: Path) -> None:
     shares = [cells for (_, figure), cells in figures.items() if figure == "attainment"]
     better = sum(cells[5].low is not None and cells[5].low > 0 for cells in shares)
     assert len(shares) == 4 and f"at {better} of 4 loads slo keeps more" in arms.verdict.headline
+    (chart,) = section(arms, "comparison").charts
+    assert isinstance(chart, LineChart)
+    ((line_a, line_b),) = (panel.series for panel in chart.panels)
+    assert (line_a.label, line_b.label) == ("slo", "static:p92d40")
+    assert (line_a.y[2], line_b.y[2]) == (pytest.approx(a), pytest.approx(b))
+
+
+def test_two_folders_have_sections_and_cautions_of_their_own(tmp_path: Path) -> None:
+    a = small(tmp_path / "a", static(40, 3.0), static(96, 2.0))
+    b = small(tmp_path / "b", static(40, 3.0), static(96, 2.0), statuses={("static:p92d40", 2.0, 0): "invalid"})
+    model = build_report(ReportRequest((), compare=(str(a), str(b))))
+    ids = [name for part in model.sections for name in (part.id, *(each.id for each in part.tables))]
+    assert len(ids) == len(set(ids)) and {"validity-A", "validity-B", "left-out-B"} <= set(ids)
+    assert any(text.startswith("B: 1 of") for text in model.verdict.cautions)
+    assert not any("left out" in text for text in model.verdict.cautions if text.startswith("A: "))
+    (chart,) = section(model, "comparison").charts
+    assert [panel.title for panel in chart.panels] == ["static:p92d40", "static:p36d96"]  # type: ignore[union-attr]
 
 
 def test_a_folder_against_itself_and_another(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from colocate.bench.report.model import (
     Table,
     Verdict,
 )
-from colocate.bench.report.words import number
+from colocate.bench.report.words import with_interval
 from colocate.bench.report.write import choose_files, to_json, write_report
 from colocate.cli.report import ReportAsk, run_report
 from colocate.errors import ConfigError
@@ -135,7 +135,9 @@ def test_markdown_shows_the_same_cells(model: ReportModel) -> None:
     told = tables_of(json.loads(to_json(model)))
     for name, table in told.items():
         for cells in table["rows"]:
-            wanted = [number(cell["value"]) for cell in cells if cell.get("value") is not None]
+            told_cells = [cell for cell in cells if cell.get("value") is not None]
+            texts = [with_interval(cell["value"], cell.get("low"), cell.get("high")) for cell in told_cells]
+            wanted = [text.replace("[", r"\[").replace("]", r"\]") for text in texts]
             first = " ".join(cells[0].get("text", "").split())
             start = "| " + re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", first)
             candidates = [line for line in lines if line.startswith(start)]
@@ -231,7 +233,7 @@ def test_contrast_in_light_and_dark() -> None:
 
 def bare(*charts: Chart, tables: tuple[Table, ...] = ()) -> ReportModel:
     section = Section("s", "Section", ("lead",), charts, tables)
-    return ReportModel(1, "t", "0", "2026", "colocate", (), Verdict("d", "h", (), ()), (), (), (section,))
+    return ReportModel(1, "t", "0", "2026", "colocate", (), Verdict("d", "m", "l", "h", (), ()), (), (), (section,))
 
 
 def test_charts_with_holes_and_without_numbers() -> None:
@@ -270,6 +272,9 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert run_report(ReportAsk(runs, tmp_path / "out", "md,json", None, (), "colocate", "")) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.md"]
     assert f"wrote {tmp_path / 'out' / 'report.md'}" in capsys.readouterr().out
+    picture = tmp_path / "pictures" / "arms.svg"
+    assert run_report(ReportAsk(runs, None, "", None, (), "colocate", "", picture)) == 0
+    assert [path.name for path in picture.parent.iterdir()] == ["arms.svg"], "a picture alone"
     for ask, words in (
         (ReportAsk((), None, "", None, (), "colocate", ""), "no results are given"),
         (ReportAsk((), None, "", ("a", "b"), (), "colocate", ""), "there is no folder 'a'"),

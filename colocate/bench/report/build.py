@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import structs
+
 import colocate
-from colocate.bench.report.collect import Evidence, attainment_of, collect
+from colocate.bench.report.collect import Evidence, collect
 from colocate.bench.report.comparison import check_arms, comparison_sections, comparison_words
 from colocate.bench.report.curves import Curve, curves, goodput_of, slo_cases
 from colocate.bench.report.device import device_words
-from colocate.bench.report.model import REPORT_VERSION, ReportModel, Section, SloVerdict, Verdict
+from colocate.bench.report.headline import headline, published_verdict
+from colocate.bench.report.load import load_words, model_words
+from colocate.bench.report.model import REPORT_VERSION, ReportModel, Section, Verdict
+from colocate.bench.report.sections.arms import arms_section
 from colocate.bench.report.sections.definitions import definitions_section
+from colocate.bench.report.sections.failures import failures_section
 from colocate.bench.report.sections.latency import frontier_section, latency_section
 from colocate.bench.report.sections.plans import residency_section, timeline_section
 from colocate.bench.report.sections.quality import quality_section, recall_words
 from colocate.bench.report.sections.rates import attainment_section, goodput_section
-from colocate.bench.report.sections.server import failures_section, memory_section
+from colocate.bench.report.sections.reproduce import reproduce_section
+from colocate.bench.report.sections.server import memory_section
 from colocate.bench.report.sections.shares import ablation_section, heat_section
-from colocate.bench.report.sections.trust import missing_words, reproduce_section, validity_section
+from colocate.bench.report.sections.trust import missing_words, validity_section
 from colocate.bench.report.verdict import judge
-from colocate.bench.report.words import count, listed, number, percent
+from colocate.bench.report.words import count, listed
+
+_MIN_SEEDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +72,16 @@ def _full_report(evidence: Evidence, title: str) -> ReportModel:
         heat_section(evidence),
         ablation_section(evidence, found),
         quality_section(evidence),
+        arms_section(evidence),
         validity_section(evidence),
         reproduce_section(evidence),
     )
     device = device_words([view.run.manifest for view in evidence.views])
-    headline = _headline(evidence, device, verdicts[0], found)
-    shown = tuple(each for each in verdicts if each.slo == cases[0].name or each.slo.startswith("class "))
-    verdict = Verdict(device, headline, shown, _cautions(evidence, found))
+    num_own = sum(not case.is_published for case in cases)
+    shown = [*verdicts[:num_own], *([published_verdict(verdicts[num_own:], len(found))] if found else [])]
+    first = headline(evidence, device, verdicts[0], found)
+    load = (model_words(evidence.views), load_words(evidence.views, evidence.sweeps))
+    verdict = Verdict(device, *load, first, tuple(shown), _cautions(evidence, found))
     return ReportModel(
         REPORT_VERSION,
         title,
@@ -82,43 +94,6 @@ def _full_report(evidence: Evidence, title: str) -> ReportModel:
         goodput,
         tuple(section for section in sections if section is not None),
     )
-
-
-def _headline(evidence: Evidence, device: str, verdict: SloVerdict, found: Mapping[str, Curve]) -> str:
-    """The first sentence: where, under which SLO, and what came out."""
-    slo = verdict.targets if verdict.slo in ("all classes", "finished") else f"{verdict.slo} ({verdict.targets})"
-    start = f"Measured on {device}. Under the SLO {slo}"
-    dynamic, static = verdict.best_dynamic, verdict.best_static
-    if verdict.finding == "dynamic":
-        return f"{start}, dynamic partitioning pays: {dynamic} beats the best static plan, {static}."
-    if verdict.finding == "static":
-        return f"{start}, the best static plan is enough: {static} beats {dynamic}, the best dynamic arm."
-    if verdict.finding == "tie" and found[dynamic].is_open and found[static].is_open:
-        return (
-            f"{start}, the best static plan is enough up to the highest rate tested: {static} and {dynamic} keep 90%."
-        )
-    if verdict.finding == "tie":
-        return (
-            f"{start}, the best static plan is enough: {dynamic}, the best dynamic arm, is not distinguishable from "
-            f"{static}."
-        )
-    if verdict.finding == "unresolved":
-        return f"{start}, it is unresolved whether {dynamic} or {static} keeps more."
-    if verdict.winner and found[verdict.winner].is_below:
-        return f"{start}, no arm keeps 90% of the requests at its lowest rate."
-    if verdict.winner:
-        only = "" if len(found) > 1 else "the only arm, "
-        return f"{start}, {only}{verdict.winner} has the highest goodput@90 of {count(len(found), 'arm')}."
-    if found:
-        at_every_rate = [curve.arm.name for curve in found.values() if curve.is_open]
-        return f"{start}, {len(at_every_rate)} of {count(len(found), 'arm')} keep 90% at every rate tested."
-    return f"{start}, there is no valid run at an offered rate{_closed(evidence)}."
-
-
-def _closed(evidence: Evidence) -> str:
-    closed = [point for point in evidence.points if point.rate is None and point.views]
-    shares = [f"{point.arm} keeps {number(percent(attainment_of(point)))} % with {point.load}" for point in closed]
-    return f"; in closed loop, {listed(shares, 4)}" if shares else ""
 
 
 def _cautions(evidence: Evidence, found: Mapping[str, Curve]) -> tuple[str, ...]:
@@ -134,9 +109,12 @@ def _cautions(evidence: Evidence, found: Mapping[str, Curve]) -> tuple[str, ...]
         words.append(f"{count(len(evidence.unreadable), 'result')} could not be read.")
     words += recall_words(evidence)
     words += missing_words(evidence)
-    seeds = {curve.found.rate_per_s.num_seeds for curve in found.values()}
-    if seeds and min(seeds) < 3:
-        words.append(f"Some arms have {count(min(seeds), 'seed')} only: intervals see little of how seeds differ.")
+    few = {name: curve.found.rate_per_s.num_seeds for name, curve in found.items()
+           if curve.found.rate_per_s.num_seeds < _MIN_SEEDS}  # fmt: skip
+    if few:
+        names = "Every arm" if len(few) == len(found) else listed(list(few), 6)
+        have = f"{count(min(few.values()), 'seed')} only at some rate"
+        words.append(f"With {have}, intervals see little of how seeds differ: {names}.")
     if evidence.rule != "colocate":
         words.append(f"Attainment uses the denominator of {evidence.rule}, not ours (good / offered).")
     not_told = sorted({view.run.manifest.arm for view in evidence.views if not view.run.manifest.target.device})
@@ -159,13 +137,15 @@ def _compare_report(request: ReportRequest, names: tuple[str, str]) -> ReportMod
     pairs, sections = comparison_sections(sides[0], sides[1], labels, is_arms=sides[0] is sides[1])
     views = sides[0].views if sides[0] is sides[1] else sides[0].views + sides[1].views
     device = device_words([view.run.manifest for view in views])
-    headline, sentences = comparison_words(pairs, labels, device)
-    distinct = sides[:1] if sides[0] is sides[1] else sides
-    cautions = list(_cautions(sides[0], {}))
-    if len(distinct) > 1:
-        cautions += [f"{labels[1]}: {words}" for words in recall_words(sides[1])]
-    verdict = Verdict(device, headline, sentences, tuple(cautions))
-    every: Sequence[Section] = (*sections, *(validity_section(side) for side in distinct))
+    first, sentences = comparison_words(pairs, labels, device)
+    load = (model_words(views), load_words(views, sides[0].sweeps))
+    if sides[0] is sides[1]:
+        cautions, validity = list(_cautions(sides[0], {})), [validity_section(sides[0])]
+    else:
+        named = list(zip("AB", sides, strict=True))
+        cautions = [f"{name}: {words}" for name, side in named for words in _cautions(side, {})]
+        validity = [_of_side(name, validity_section(side)) for name, side in named]
+    verdict = Verdict(device, *load, first, sentences, tuple(cautions))
     return ReportModel(
         REPORT_VERSION,
         request.title or f"colocate report: {labels[0]} against {labels[1]}",
@@ -176,5 +156,11 @@ def _compare_report(request: ReportRequest, names: tuple[str, str]) -> ReportMod
         verdict,
         sides[0].arms,
         (),
-        tuple(every),
+        (*sections, *validity),
     )
+
+
+def _of_side(name: str, section: Section) -> Section:
+    """The section of one of two folders, with ids of its own."""
+    tables = tuple(structs.replace(table, id=f"{table.id}-{name}") for table in section.tables)
+    return structs.replace(section, id=f"{section.id}-{name}", title=f"{section.title} of {name}", tables=tables)

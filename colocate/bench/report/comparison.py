@@ -13,16 +13,19 @@ from colocate.bench.arms import compare_arms
 from colocate.bench.figures import RunFigures
 from colocate.bench.metrics.denominators import denominator
 from colocate.bench.report.collect import Evidence, Point
+from colocate.bench.report.curves import RATE, curves, share_bounds, slo_cases
 from colocate.bench.report.curves import compare as compare_curves
-from colocate.bench.report.curves import curves, share_bounds, slo_cases
-from colocate.bench.report.model import Cell, Column, Difference, Section, SloVerdict, Table
-from colocate.bench.report.words import count, interval, number, signed
+from colocate.bench.report.model import Cell, Column, Difference, LineChart, Panel, Section, SloVerdict, Table
+from colocate.bench.report.sections.rates import GOOD_AXIS, LEVEL, OVERVIEW, RATE_AXIS, attainment_line, bottom
+from colocate.bench.report.verdict import signed_amount
+from colocate.bench.report.words import count, number
 from colocate.bench.statistics import Comparison, Interval, compare, means
 from colocate.errors import ConfigError
 
 _PERCENTILES = ("p50", "p90", "p99")
 _LATENCIES = (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("itl_p99_s", "ITL p99 of a request,"), ("e2e_s", "E2E"))
 _LISTED = 6  # loads in the first screen
+_PANELS = 8
 _MORE_IS_BETTER = ("attainment", "goodput", "output", "completed", "goodput@90")
 
 
@@ -39,7 +42,7 @@ class PairFigure:
     def finding(self) -> str:
         """In words; `A` and `B` stand for themselves."""
         found = self.difference
-        if found.value is None or found.low is None:
+        if found.value is None or (found.low is None and found.high is None):
             return "no interval"
         if not found.is_resolved:
             return "not distinguishable"
@@ -56,7 +59,7 @@ def comparison_sections(
     if not figures:
         problem = f"{labels[0]} and {labels[1]} have no arm and load in common with valid runs"
         raise ConfigError("--compare", problem, "compare results of the same rates (or concurrencies)")
-    return figures, (_section(figures, labels),)
+    return figures, (_section(figures, labels, _overlay(a, b, arms, labels)),)
 
 
 def check_arms(evidence: Evidence, names: Sequence[str]) -> None:
@@ -164,7 +167,31 @@ def _figure(
     return PairFigure(load, value_a, value_b, difference)
 
 
-def _section(figures: Sequence[PairFigure], labels: tuple[str, str]) -> Section:
+def _overlay(
+    a: Evidence, b: Evidence, arms: Sequence[tuple[str, str]], labels: tuple[str, str]
+) -> tuple[LineChart, ...]:
+    """Attainment against rate, A and B in one panel; a panel per arm where two folders have several."""
+    curves_a, curves_b = curves(a, slo_cases(a)[0]), curves(b, slo_cases(b)[0])
+    panels: list[Panel] = []
+    words: list[str] = []
+    for arm_a, arm_b in arms:
+        pair = [found for found in (curves_a.get(arm_a), curves_b.get(arm_b)) if found and len(found.points) > 1]
+        if len(pair) < 2:
+            continue
+        series = [attainment_line(labels[side], side, curve) for side, curve in enumerate(pair)]
+        panels.append(Panel(arm_a if len(arms) > 1 else "", tuple(series)))
+        words += [f"{each.label}{f', {arm_a}' if len(arms) > 1 else ''}: {number(each.y[0])} % at {each.x[0]:g} to "
+                  f"{number(each.y[-1])} % at {each.x[-1]:g} {RATE}" for each in series]  # fmt: skip
+    if not panels:
+        return ()
+    shown = tuple(panels[:_PANELS])
+    title = "Requests within SLO against offered rate" + (
+        f": the first {_PANELS} of {len(panels)} arms" if len(panels) > _PANELS else "")  # fmt: skip
+    return (LineChart(OVERVIEW, title, "; ".join(words) + ".", RATE_AXIS, GOOD_AXIS, shown, LEVEL, 100.0,
+                      bottom([each for panel in shown for each in panel.series]), is_dodged=True),)  # fmt: skip
+
+
+def _section(figures: Sequence[PairFigure], labels: tuple[str, str], charts: tuple[LineChart, ...]) -> Section:
     columns = (Column("load"), Column("figure"), Column("unit"), Column("A"), Column("B"), Column("A minus B"),
                Column("A minus B", "% of B"), Column("finding"), Column("n"))  # fmt: skip
     rows = []
@@ -177,12 +204,11 @@ def _section(figures: Sequence[PairFigure], labels: tuple[str, str]) -> Section:
         rows.append((Cell(text=each.load), Cell(text=found.what), Cell(text=found.unit), *values, amount, share,
                      Cell(text=each.finding, tone=tone), Cell(text=found.n)))  # fmt: skip
     lead = (
-        f"A is {labels[0]}, B is {labels[1]}. Intervals are 95%, by the bootstrap over seeds, then requests; "
-        "seeds that both "
-        "have are drawn in pairs. With many figures, about one in twenty resolved ones is chance.",
+        f"A is {labels[0]}, B is {labels[1]}. Intervals are 95%, by the bootstrap over seeds, then requests; seeds "
+        "that both have are drawn in pairs. Of figures that do not differ, one in twenty is resolved by chance.",
     )
     table = Table("differences", "Every figure that both have: A minus B.", columns, tuple(rows))
-    return Section("comparison", "A against B", lead, (), (table,))
+    return Section("comparison", "A against B", lead, charts, (table,))
 
 
 def comparison_words(
@@ -207,7 +233,7 @@ def comparison_words(
     sentences += [_load_sentence(each, figures) for each in shares[:_LISTED]]
     if len(shares) > _LISTED:
         sentences.append(f"{len(shares) - _LISTED} more loads stand in the table.")
-    verdict = SloVerdict("A against B", "", "unknown", "", "", "", None, tuple(sentences))
+    verdict = SloVerdict("A against B", "", "unknown", "", (), None, "", "", None, tuple(sentences))
     return headline, (verdict,)
 
 
@@ -221,11 +247,6 @@ def _words(each: PairFigure) -> str:
     found = each.difference
     if found.value is None:
         return f"{found.what} is not known on both sides"
-    bound = "at least " if found.is_bound and found.is_resolved else ""
     unit = "%" if found.unit == "percentage points" else found.unit
-    span = interval(found.low, found.high)
-    more = f" {span}" if span else ""
-    return (
-        f"{found.what} {number(each.a)} against {number(each.b)} {unit}, difference {bound}{signed(found.value)} "
-        f"{found.unit}{more}, {each.finding}"
-    )
+    difference = signed_amount(found)
+    return f"{found.what} {number(each.a)} against {number(each.b)} {unit}, difference {difference}, {each.finding}"

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from colocate.bench.arms import attainment_interval
 from colocate.bench.figures import GoodputAt, RatePoint, RunFigures, compare_goodput, goodput_at
 from colocate.bench.report.collect import Evidence, Point
@@ -29,6 +31,7 @@ class SloCase:
     name: str
     targets: str
     of: Callable[[RunFigures], Proportion]
+    is_published: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def slo_cases(evidence: Evidence) -> tuple[SloCase, ...]:
     for each in published_definitions():
         if own.get(each.name) != each.slo:
             title = f"{each.name} (published)" if each.name in own else each.name
-            cases.append(SloCase(title, targets_text(each.slo), _of_definition(each.name)))
+            cases.append(SloCase(title, targets_text(each.slo), _of_definition(each.name), is_published=True))
     return tuple(cases)
 
 
@@ -88,10 +91,17 @@ def class_text(slo: SloClass) -> str:
 
 
 def targets_text(slo: SloClass) -> str:
-    """`TTFT 300 ms, TPOT 50 ms`."""
-    named = (("TTFT", slo.ttft_s), ("TTFT per prompt token", slo.ttft_per_token_s), ("TPOT", slo.tpot_s),
-             ("ITL", slo.itl_s))  # fmt: skip
-    return ", ".join(f"{name} {seconds * 1e3:g} ms" for name, seconds in named if seconds is not None) or "no targets"
+    """`TTFT 300 ms + 1.5 ms per prompt token, TPOT 50 ms`."""
+    ttft = [_duration(slo.ttft_s)] if slo.ttft_s is not None else []
+    ttft += [f"{_duration(slo.ttft_per_token_s)} per prompt token"] if slo.ttft_per_token_s is not None else []
+    words = [f"TTFT {' + '.join(ttft)}"] if ttft else []
+    words += [f"{name} {_duration(seconds)}" for name, seconds in (("TPOT", slo.tpot_s), ("ITL p99", slo.itl_s))
+              if seconds is not None]  # fmt: skip
+    return ", ".join(words) or "no targets"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds >= 1 else f"{seconds * 1e3:g} ms"
 
 
 def curves(evidence: Evidence, case: SloCase) -> dict[str, Curve]:
@@ -129,20 +139,26 @@ def compare(a: Curve, b: Curve) -> Difference:
     common = {point.rate_per_s for point in a.points} & {point.rate_per_s for point in b.points}
     if common and ((a.is_open and b.is_open) or (a.is_below and b.is_below)):
         return _compare_shares(a, b, max(common) if a.is_open else min(common))
-    clipped_a, clipped_b = _bounded(a), _bounded(b)
-    found = compare_goodput(a.points, b.points, TARGET_SHARE)
-    difference, shift = found.difference, (clipped_a - a.value) - (clipped_b - b.value)
-    value = None if difference.value is None else difference.value + shift
-    low = None if difference.low is None else difference.low + shift
-    high = None if difference.high is None else difference.high + shift
-    is_resolved = low is not None and high is not None and (low > 0 or high < 0)
+    difference = compare_goodput(a.points, b.points, TARGET_SHARE).difference
+    value, counted_b = difference.value, b.points[0].rate_per_s if b.is_below else b.value
+    # What lies outside the rates tested moves the difference one way only; its interval has no end there.
+    low = None if difference.low is None or a.is_below or b.is_open else difference.low
+    high = None if difference.high is None or a.is_open or b.is_below else difference.high
+    is_resolved = (low is not None and low > 0) or (high is not None and high < 0)
     reason = "" if value is None else _why_order_is_open(a, b, value, is_resolved=is_resolved)
     return Difference(
         a.arm.name, b.arm.name, "goodput@90", RATE, value, low, high,
-        None if value is None or not clipped_b else value / clipped_b * 100,
+        None if value is None or not counted_b else value / counted_b * 100,
         is_resolved and not reason, a.is_open or b.is_open or a.is_below or b.is_below,
         count(difference.num_seeds, "seed"), reason,
     )  # fmt: skip
+
+
+def reverse(of: Difference) -> Difference:
+    """B - A of A - B. `percent` is of A, which it does not tell."""
+    low, high = (None if end is None else -end for end in (of.high, of.low))
+    value = None if of.value is None else -of.value
+    return structs.replace(of, a=of.b, b=of.a, value=value, low=low, high=high, percent=None)
 
 
 def _why_order_is_open(a: Curve, b: Curve, value: float, *, is_resolved: bool) -> str:
@@ -166,11 +182,6 @@ def _why_order_is_open(a: Curve, b: Curve, value: float, *, is_resolved: bool) -
     if (is_resolved and is_reversed) or len(signs) > 1:
         return f"both cross between {low:g} and {high:g} {RATE}, where now one and now the other keeps more"
     return ""
-
-
-def _bounded(curve: Curve) -> float:
-    """Its goodput; below every rate tested, the lowest of them: so a difference is never larger than what was seen."""
-    return curve.points[0].rate_per_s if curve.is_below else curve.value
 
 
 def _compare_shares(a: Curve, b: Curve, rate: float) -> Difference:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from colocate.bench.report.charts.draw import draw
 from colocate.bench.report.charts.style import stylesheet
 from colocate.bench.report.model import Chart, ReportModel
-from colocate.bench.report.words import interval, number
+from colocate.bench.report.words import aligned
 
 _HERE = Path(__file__).parent
 
@@ -20,8 +20,7 @@ def to_html(model: ReportModel) -> str:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number)
-    environment.globals.update(chart_svg=_svg, interval=interval)
+    environment.globals.update(chart_svg=_svg, aligned=aligned)
     style = Markup((_HERE / "page.css").read_text(encoding="utf-8") + stylesheet())
     return environment.get_template("page.html.j2").render(model=model, style=style)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from colocate.bench.report.model import Cell, ReportModel, Section, Table
-from colocate.bench.report.words import interval, number
+from colocate.bench.report.words import with_interval
 
 # Text of a cell must not end it, nor be markup.
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#])")
@@ -58,12 +58,8 @@ def cell_text(cell: Cell) -> str:
     """`92.1 [90.3, 93.8] at least`; of a cell without a number its text."""
     if cell.value is None:
         return escape(cell.text)
-    parts = (
-        number(cell.value),
-        interval(cell.low, cell.high).replace("[", r"\[").replace("]", r"\]"),
-        escape(cell.text),
-    )
-    return " ".join(part for part in parts if part)
+    told = with_interval(cell.value, cell.low, cell.high).replace("[", r"\[").replace("]", r"\]")
+    return " ".join(part for part in (told, escape(cell.text)) if part)
 
 
 def escape(text: str) -> str:

@@ -14,7 +14,7 @@ REPORT_VERSION = 1
 TARGET_SHARE = 0.9  # goodput@90: the attainment that a rate has to keep
 
 Group = Literal["static", "shared", "chunked", "dynamic", "peer", "other"]
-Finding = Literal["dynamic", "static", "tie", "unresolved", "unknown"]
+Finding = Literal["dynamic", "static", "tie", "unresolved", "one static", "unknown"]
 Dash = Literal["solid", "dotted", "dashed", "dashdot"]
 
 
@@ -39,7 +39,7 @@ class Figure(Struct, frozen=True):
 
 class Difference(Struct, frozen=True):
     """A - B in `unit`. `is_resolved` where the interval does not hold zero. `is_bound`: one of the two lies outside the
-    rates tested, so the true difference is at least this large."""
+    rates tested, so the true difference is further from zero than `value`, and that end of the interval is None."""
 
     a: str
     b: str
@@ -74,14 +74,19 @@ class Goodput(Struct, frozen=True):
 
 
 class SloVerdict(Struct, frozen=True):
-    """Who wins under one SLO (empty where several keep every rate tested, or nothing was measured), and whether
-    dynamic partitioning pays: the best dynamic arm against the best static plan. `sentences` say it;
-    `finding` is the same for programs."""
+    """Who wins under one SLO, and whether dynamic partitioning pays: the best dynamic arm against the best static plan.
+
+    `winner` is empty where several keep every rate tested, none keeps the lowest, or nothing was measured. `level`
+    holds it and the arms that cannot be told from it (those that keep every rate tested), `lead` its difference to the
+    best of the others. `sentences` say it; `finding` is the same for programs.
+    """
 
     slo: str
     targets: str
     finding: Finding
     winner: str
+    level: tuple[str, ...]
+    lead: Difference | None
     best_dynamic: str
     best_static: str
     difference: Difference | None
@@ -89,10 +94,12 @@ class SloVerdict(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """The first screen. `device` is what was measured, in words; `headline` one sentence; `by_slo` starts with the SLO
-    of the runs."""
+    """The first screen. `device` and `model` are what was measured and `load` what it was given, in words; `headline`
+    says the most important in two sentences; `by_slo` starts with the SLO of the runs."""
 
     device: str
+    model: str
+    load: str
     headline: str
     by_slo: tuple[SloVerdict, ...]
     cautions: tuple[str, ...]
@@ -146,7 +153,8 @@ class Panel(Struct, frozen=True):
 
 
 class LineChart(Struct, frozen=True, tag="lines"):
-    """One panel, or small multiples with shared axes. `level` is a horizontal line, `levels_x` are vertical ones."""
+    """One panel, or small multiples with shared axes. `level` is a horizontal line, `level_x` a vertical one. The y
+    axis starts at `y_min`; `is_dodged` sets lines a little apart along x, as they may lie on each other."""
 
     id: str
     title: str
@@ -156,8 +164,11 @@ class LineChart(Struct, frozen=True, tag="lines"):
     panels: tuple[Panel, ...]
     level: float | None = None
     y_max: float | None = None
+    y_min: float = 0.0
+    level_x: float | None = None
     is_x_log: bool = False
     is_y_log: bool = False
+    is_dodged: bool = False
     legend: tuple[tuple[str, Dash], ...] = ()  # what the dashes mean, where they are not the arms'
 
 
@@ -173,6 +184,7 @@ class Mark(Struct, frozen=True):
     y_low: float | None = None
     y_high: float | None = None
     is_open: bool = False  # the true value lies further right: nothing bounds it
+    is_below: bool = False  # it lies to the left: `x` is the lowest that was tested
 
 
 class ScatterChart(Struct, frozen=True, tag="scatter"):
@@ -189,17 +201,20 @@ class ScatterChart(Struct, frozen=True, tag="scatter"):
 
 
 class DotChart(Struct, frozen=True, tag="dots"):
-    """One row per arm, best on top."""
+    """One row per arm, best on top. `level` is a vertical line."""
 
     id: str
     title: str
     alt: str
     x_label: str
     marks: tuple[Mark, ...]
+    level: float | None = None
+    x_max: float | None = None
 
 
 class BarChart(Struct, frozen=True, tag="bars"):
-    """Stacked, one bar per row. `parts[i].values[j]` is the part i of row j."""
+    """Stacked, one bar per row. `parts[i].values[j]` is the part i of row j. `is_ordered`: the parts have an order (of
+    units, say), which their shades follow."""
 
     id: str
     title: str
@@ -208,6 +223,7 @@ class BarChart(Struct, frozen=True, tag="bars"):
     rows: tuple[str, ...]
     parts: tuple[tuple[str, tuple[float, ...]], ...]
     x_max: float | None = None
+    is_ordered: bool = False
 
 
 class Band(Struct, frozen=True):

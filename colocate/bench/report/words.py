@@ -1,8 +1,11 @@
-"""Numbers as people read them: three significant digits, a unit, an interval."""
+"""Numbers as people read them: three significant digits and a unit; beside an interval, as many as that supports."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+_MAX_DECIMALS = 3
 
 
 def number(value: float | None) -> str:
@@ -11,25 +14,46 @@ def number(value: float | None) -> str:
         return "-"
     if isinstance(value, int) or value == int(value):
         return f"{int(value):,}"
+    text = f"{value:,.{_own_decimals(value)}f}"
+    if float(text.replace(",", "")) == value:  # exact, like a rate that was asked for
+        return text.rstrip("0").rstrip(".")
+    return text if float(text.replace(",", "")) else f"{value:.1e}"
+
+
+def aligned(value: float | None, low: float | None, high: float | None) -> tuple[str, str, str]:
+    """The three as text, to the second significant digit of half the interval, so that no digit stands there that the
+    interval does not support; `..` for an end that nothing bounds. Without an interval each as `number` has it."""
+    known = [each for each in (value, low, high) if each is not None]
+    half = (max(known) - min(known)) / max(1, len(known) - 1) if known else 0.0
+    decimals = 1 - math.floor(math.log10(half)) if half else _MAX_DECIMALS + 1
+    if value is None or decimals > _MAX_DECIMALS:
+        texts = [".." if each is None else number(each) for each in (value, low, high)]
+    else:
+        decimals = max(0, min(decimals, max(map(_own_decimals, known))))
+        texts = [".." if each is None else _fixed(each, decimals) for each in (value, low, high)]
+    return texts[0], texts[1], texts[2]
+
+
+def _own_decimals(value: float) -> int:
     size = abs(value)
-    if size >= 100:
-        return f"{value:,.0f}"
-    decimals = 1 if size >= 10 else 2 if size >= 1 else 3
-    text = f"{value:.{decimals}f}"
-    return text if float(text) else f"{value:.1e}"
+    return 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """`[low, high]`; an end that nothing bounds stands as three dots. Empty where both are unknown."""
-    if low is None and high is None:
-        return ""
-    return f"[{'..' if low is None else number(low)}, {'..' if high is None else number(high)}]"
+def _fixed(value: float, decimals: int) -> str:
+    text = f"{value:,.{decimals}f}"
+    return text if float(text.replace(",", "")) else text.lstrip("-")
 
 
-def with_interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
-    """`92.1 % [90.3, 93.8]`."""
-    parts = [number(value), unit, interval(low, high)]
-    return " ".join(part for part in parts if part)
+def with_interval(
+    value: float | None, low: float | None, high: float | None, unit: str = "", *, is_signed: bool = False
+) -> str:
+    """`92.1 % [90.3, 93.8]`; `is_signed` puts a plus before what is above zero."""
+    if value is None:
+        return "-"
+    text, *ends = aligned(value, low, high)
+    span = "" if low is None and high is None else f"[{ends[0]}, {ends[1]}]"
+    plus = "+" if is_signed and value > 0 else ""
+    return " ".join(part for part in (plus + text, unit, span) if part)
 
 
 def signed(value: float | None) -> str:
@@ -39,6 +63,11 @@ def signed(value: float | None) -> str:
 def count(number_of: int, word: str) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{number_of:,} {word}" + ("" if number_of == 1 else "s")
+
+
+def capital(text: str) -> str:
+    """With a capital in front, as a sentence begins; the rest stays as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def listed(words: Sequence[str], limit: int = 0) -> str:

@@ -51,12 +51,13 @@ def write_report(model: ReportModel, files: dict[str, Path]) -> None:
             unfinished.write_text(text, encoding="utf-8")
             unfinished.replace(path)
         except OSError as error:
-            _remove(unfinished)
+            remove(unfinished)
             problem = f"cannot be written: {error.strerror}"
             raise ConfigError(str(path), problem, "choose another place with --out") from None
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """What was begun and could not be finished."""
     try:
         path.unlink(missing_ok=True)
     except OSError:

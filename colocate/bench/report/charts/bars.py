@@ -10,6 +10,7 @@ from colocate.bench.report.charts.style import (
     HATCHES,
     INK,
     MUTED,
+    NAMED_DASHES,
     PAGE,
     SMALL_PT,
     colour,
@@ -18,6 +19,7 @@ from colocate.bench.report.charts.style import (
     legend_height,
     marker,
     new_figure,
+    shades,
     short,
     to_inline_svg,
 )
@@ -31,19 +33,21 @@ def draw_dots(chart: DotChart) -> str:
     axes = figure.subplots()
     dress(axes, chart.x_label)
     rows = range(len(chart.marks))
-    right = max((mark.high or mark.x for mark in chart.marks), default=1.0)
+    right = chart.x_max or max((mark.high or mark.x for mark in chart.marks), default=1.0)
+    if chart.level is not None:
+        axes.axvline(chart.level, color=INK, linewidth=0.8, linestyle=NAMED_DASHES["dashdot"])
     for row, mark in zip(rows, chart.marks, strict=True):
         shade = colour(mark.slot)
         ends = [mark.x if end is None else end for end in (mark.low, mark.high)]
         axes.plot(ends, [row, row], color=shade, linewidth=1.6)
-        if mark.is_open:
-            axes.annotate("", (mark.x + right * 0.06, row), (mark.x, row),
+        if mark.is_open or mark.is_below:
+            axes.annotate("", (mark.x + right * (0.06 if mark.is_open else -0.06), row), (mark.x, row),
                           arrowprops={"arrowstyle": "->", "color": shade, "linewidth": 1.2})  # fmt: skip
         axes.plot([mark.x], [row], marker=marker(mark.slot) or "o", color=shade, markersize=6, markeredgecolor=PAGE,
                   markeredgewidth=0.5)  # fmt: skip
     axes.set_yticks(list(rows), [short(mark.label) for mark in chart.marks], fontsize=FONT_PT, color=INK)
     axes.set_ylim(len(chart.marks) - 0.4, -0.6)
-    axes.set_xlim(0, right * 1.1)
+    axes.set_xlim(0, right * (1.04 if chart.x_max else 1.1))
     return to_inline_svg(figure, chart.id, chart.alt)
 
 
@@ -58,13 +62,10 @@ def draw_bars(chart: BarChart) -> str:
     left = [0.0] * len(chart.rows)
     handles: list[Any] = []
     rows = list(range(len(chart.rows)))
+    fills = shades(len(names)) if chart.is_ordered else [colour(i) for i in range(len(names))]
     for i, (name, values) in enumerate(chart.parts):
-        style: dict[str, Any] = {
-            "facecolor": colour(i),
-            "edgecolor": PAGE,
-            "hatch": HATCHES[i % len(HATCHES)],
-            "linewidth": 0.6,
-        }
+        hatch = HATCHES[i % 2 if chart.is_ordered else i % len(HATCHES)]
+        style: dict[str, Any] = {"facecolor": fills[i], "edgecolor": PAGE, "hatch": hatch, "linewidth": 0.6}
         axes.barh(rows, values, 0.7, left=left, **style)
         left = [start + value for start, value in zip(left, values, strict=True)]
         handles.append(Patch(label=name, **style))

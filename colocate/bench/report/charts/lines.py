@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from colocate.bench.report.charts.style import (
@@ -11,6 +13,7 @@ from colocate.bench.report.charts.style import (
     NAMED_DASHES,
     PAGE,
     SMALL_PT,
+    WIDTH_IN,
     colour,
     dash,
     dress,
@@ -26,6 +29,8 @@ from colocate.bench.report.model import LineChart, Panel, ScatterChart, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_DODGE_PT = 3.0
 
 
 def draw_lines(chart: LineChart) -> str:
@@ -50,33 +55,76 @@ def draw_lines(chart: LineChart) -> str:
 
 
 def _draw_panel(axes: Axes, chart: LineChart, panel: Panel) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     is_single = len(chart.panels) == 1
     dress(axes, chart.x_label if is_single else "", chart.y_label if is_single else "")
     axes.tick_params(labelbottom=True)
     axes.set_title(short(panel.title), color=INK, fontsize=FONT_PT, pad=3)
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=NAMED_DASHES["dashdot"])
-    for series in sorted(panel.series, key=lambda series: series.slot >= 0):
-        _draw_series(axes, series)
+    if chart.level_x is not None:
+        axes.axvline(chart.level_x, color=INK, linewidth=0.8, linestyle=NAMED_DASHES["dashdot"])
+    ordered = sorted(panel.series, key=lambda series: series.slot >= 0)
+    shifts_pt = dodge_pt(ordered, WIDTH_IN * 0.8 * 72) if chart.is_dodged else [0.0] * len(ordered)
+    for series, shift_pt in zip(ordered, shifts_pt, strict=True):
+        _draw_series(axes, series, shift_pt)
     for x, y, slot in panel.drops:
-        axes.plot([x, x], [0, y], color=colour(slot), linewidth=1.0, linestyle=NAMED_DASHES["dotted"])
+        axes.plot([x, x], [chart.y_min, y], color=colour(slot), linewidth=1.0, linestyle=NAMED_DASHES["dotted"])
         axes.plot([x], [y], marker="|", markersize=7, color=colour(slot))
     if chart.is_x_log:
         plain_log(axes, "x")
     else:
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(8 if is_single else 5, steps=[1, 2, 4, 5, 10]))
+        fit_x(axes, panel.series, 8 if is_single else 5)
     if chart.is_y_log:
         plain_log(axes, "y")
     else:
-        axes.set_ylim(0, None if chart.y_max is None else chart.y_max * 1.04)
+        top = None if chart.y_max is None else chart.y_max + (chart.y_max - chart.y_min) * 0.04
+        axes.set_ylim(chart.y_min, top)
 
 
-def _draw_series(axes: Axes, series: Series) -> None:
+def fit_x(axes: Axes, series: Sequence[Series], num_ticks: int) -> None:
+    """From the lowest to the highest x, or from zero if that is near; with ticks at the points if these are few."""
+    from matplotlib.ticker import MaxNLocator
+
+    places = sorted({x for each in series for x in each.x})
+    if not places:
+        return
+    span = places[-1] - places[0] or places[-1] or 1.0
+    margin = span * (0.02 if any(each.is_step for each in series) else 0.07)
+    start = 0.0 if 0 <= places[0] < span * 0.15 else places[0] - margin
+    axes.set_xlim(start, places[-1] + margin)
+    if len(places) <= num_ticks and min((b - a for a, b in pairwise(places)), default=span) > span * 0.08:
+        axes.set_xticks(places, [f"{x:g}" for x in places])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(num_ticks, steps=[1, 2, 4, 5, 10]))
+
+
+def dodge_pt(series: Sequence[Series], width_pt: float) -> list[float]:
+    """Points to the right of each line, so that lines that coincide, and their intervals, stand side by side. At most
+    half of the least distance between two places is used; thin grey lines stay where they are."""
+    named = [each for each in series if each.slot >= 0]
+    places = sorted({x for each in named for x in each.x})
+    if len(places) < 2 or len(named) < 2:
+        return [0.0] * len(series)
+    least = min(b - a for a, b in pairwise(places)) / (places[-1] - places[0]) * width_pt
+    step = min(_DODGE_PT, least / 2 / len(named))
+    rank = {each.label: i for i, each in enumerate(sorted(named, key=lambda each: each.slot))}
+    middle = (len(named) - 1) / 2
+    return [(rank[each.label] - middle) * step if each.slot >= 0 else 0.0 for each in series]
+
+
+def shifted(axes: Axes, shift_pt: float) -> Any:
+    """Data moved to the right on the page. Limits do not follow what is drawn with it: set them."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = axes.get_figure()
+    assert figure is not None
+    return axes.transData + ScaledTranslation(shift_pt / 72, 0, figure.dpi_scale_trans) if shift_pt else axes.transData
+
+
+def _draw_series(axes: Axes, series: Series, shift_pt: float = 0.0) -> None:
     has_own_dash = series.dash is None
     style: dict[str, Any] = {
+        "transform": shifted(axes, shift_pt),
         "color": colour(series.slot),
         "linewidth": 1.5 if series.slot >= 0 else 0.5,
         "linestyle": dash(series.slot) if has_own_dash else NAMED_DASHES[series.dash or "solid"],
@@ -93,7 +141,7 @@ def _draw_series(axes: Axes, series: Series) -> None:
     if series.low and series.slot >= 0:
         for x, low, high in zip(series.x, series.low, series.high, strict=True):
             if low is not None and high is not None:
-                axes.plot([x, x], [low, high], color=style["color"], linewidth=0.8)
+                axes.plot([x, x], [low, high], color=style["color"], linewidth=0.8, transform=style["transform"])
 
 
 def _handles(chart: LineChart) -> list[Any]:

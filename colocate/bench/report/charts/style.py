@@ -28,7 +28,7 @@ _LEGEND_CHARS = 60  # that fit beside each other, 8 of them for each sample of a
 INK, MUTED, GRID, PAGE = "#010203", "#010204", "#010205", "#010206"
 _SLOTS = tuple(f"#0a0b{slot:02x}" for slot in range(8))
 _ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAGE: "page", **{c: f"arm-{i}" for i, c in enumerate(_SLOTS)}}
-_LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8528b", "#a87000", "#3b9ad6", "#202428", "#8a7d00")
+LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8528b", "#a87000", "#3b9ad6", "#202428", "#8a7d00")
 _DARK = ("#4aa8e0", "#f08040", "#2cc79a", "#dd96bd", "#e69f00", "#8fd0f5", "#e8eaed", "#f0e442")
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -56,6 +56,15 @@ def colour(slot: int) -> str:
     return _SLOTS[slot % len(_SLOTS)] if slot >= 0 else MUTED
 
 
+def shades(num: int) -> list[str]:
+    """So many colours in order, from dark to light: a ramp in grey as well, and for any colour blindness."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    ramp = matplotlib.colormaps["cividis"]
+    return [to_hex(ramp(i / max(1, num - 1))) for i in range(num)]
+
+
 def marker(slot: int) -> str:
     return MARKERS[slot % len(MARKERS)] if slot >= 0 else ""
 
@@ -66,21 +75,21 @@ def dash(slot: int) -> Any:
 
 def stylesheet() -> str:
     """The variables of the arms' colours, for light and dark; print is always light."""
-    light, dark = ("".join(f"--arm-{i}:{value};" for i, value in enumerate(colours)) for colours in (_LIGHT, _DARK))
+    light, dark = ("".join(f"--arm-{i}:{value};" for i, value in enumerate(colours)) for colours in (LIGHT, _DARK))
     return (
         f":root{{{light}}}\n@media screen and (prefers-color-scheme: dark){{:root{{{dark}}}}}\n"
         "svg text{font-family:inherit !important}\n"
     )
 
 
-def new_figure(height_in: float) -> Figure:
+def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
     """Raises ConfigError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         remedy = "pip install 'colocate[bench]', or ask for --format md,json"
         raise ConfigError("report", "charts need matplotlib, which is not installed", remedy) from None
-    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained", facecolor="none")
+    return Figure(figsize=(width_in, height_in), layout="constrained", facecolor="none")
 
 
 def dress(axes: Axes, x_label: str = "", y_label: str = "") -> None:
@@ -105,8 +114,9 @@ def plain_log(axes: Axes, which: str) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     low, high = axis.get_view_interval()
-    steps = (1.0,) if high / max(low, 1e-12) > 300 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(subs=steps, numticks=8 if which == "x" else 9))
+    ratio = high / max(low, 1e-12)
+    steps = (1.0,) if ratio > 300 else (1.0, 2.0, 5.0) if ratio > 12 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=9))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -126,6 +136,7 @@ def legend(figure: Figure, handles: list[Any]) -> None:
 
 def short(label: str) -> str:
     """A name that leaves room for the chart; tables have it in full."""
+    label = label.replace("$", r"\$")  # no formula of matplotlib's
     return label if len(label) <= _LONGEST_NAME else f"{label[: _LONGEST_NAME - 2]}.."
 
 

@@ -26,7 +26,7 @@ from colocate.bench.report.model import Band, Series, TimelineChart
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PREFILL, _DECODE, _WHOLE = 5, 0, 6
+_PREFILL, _DECODE, _WHOLE = 2, 0, 6  # as the lines of what prefills and decodes
 
 
 def draw_timeline(chart: TimelineChart) -> str:
@@ -73,18 +73,23 @@ def _draw_bands(axes: Axes, bands: tuple[Band, ...], unnamed: list[str]) -> None
                  if band.prefill_units is not None and band.decode_units is not None), default=1)  # fmt: skip
     dress(axes, "", "units" if total > 1 else "plan")
     axes.grid(False)
+    # One area each: a run may switch a thousand times, and a shape per band would be a megabyte of SVG.
+    edges = [band.start_s for band in bands] + [bands[-1].end_s] if bands else []
+    decode = [band.decode_units or 0 for band in bands]
+    prefill = [total - (band.prefill_units or 0) for band in bands]
+    if bands:
+        # Edges would be most of the ink where bands are narrow; the hatch is drawn in their colour all the same.
+        axes.stairs(decode, edges, fill=True, **{**_fill(_DECODE), "linewidth": 0})
+        axes.stairs([total] * len(bands), edges, baseline=prefill, fill=True, **{**_fill(_PREFILL), "linewidth": 0})
     for band in bands:
-        width = band.end_s - band.start_s
         if band.decode_units is None or band.prefill_units is None:
+            width = band.end_s - band.start_s
             axes.bar(band.start_s, total, width, align="edge", **_fill(_WHOLE + unnamed.index(band.plan)))
-            continue
-        axes.bar(band.start_s, band.decode_units, width, align="edge", **_fill(_DECODE))
-        axes.bar(
-            band.start_s, band.prefill_units, width, bottom=total - band.prefill_units, align="edge", **_fill(_PREFILL)
-        )
     axes.set_ylim(0, total)
     if total == 1:
         axes.set_yticks([])
+    elif total <= 8:
+        axes.set_yticks(range(total + 1))
     widest = sorted(bands, key=lambda band: band.start_s - band.end_s)[:6]
     end_s = max((band.end_s for band in bands), default=1.0)
     for band in widest:

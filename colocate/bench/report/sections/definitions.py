@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from colocate.bench.metrics.denominators import DENOMINATORS
 from colocate.bench.metrics.window import offered
 from colocate.bench.report.collect import Evidence, Point
-from colocate.bench.report.curves import RATE, targets_text
-from colocate.bench.report.model import Cell, Column, Section, SloVerdict, Table
-from colocate.bench.report.words import number, percent
+from colocate.bench.report.curves import RATE, slo_cases, targets_text
+from colocate.bench.report.model import TARGET_SHARE, Cell, Column, Section, SloVerdict, Table
+from colocate.bench.report.sections.scales import scale_chart
+from colocate.bench.report.verdict import bound_words
+from colocate.bench.report.words import listed, number, percent
 from colocate.bench.slo_library import Definition, DefinitionFigure, evaluate, published_definitions
 from colocate.bench.statistics import proportion
 
@@ -18,6 +20,7 @@ _FINDINGS = {
     "static": "static is better",
     "tie": "not distinguishable: static is enough",
     "unresolved": "unresolved",
+    "one static": "not said: one static plan only",
     "unknown": "not known",
 }
 
@@ -33,11 +36,12 @@ def definitions_section(evidence: Evidence, verdicts: Sequence[SloVerdict]) -> S
     if points:
         lead.append(
             f"The second table is at {points[0].load}: whether each source would call the run kept, by its own "
-            "statistic, and "
-            "the share of requests that meet all its targets."
+            "statistic, and the share of requests that meet all its targets."
         )
         tables += [_published(evidence, points), _denominators(points)]
-    return Section("definitions", "SLO definitions and denominators side by side", tuple(lead), (), tuple(tables))
+    chart = scale_chart(evidence, points) if points else None
+    charts = (chart,) if chart else ()
+    return Section("definitions", "SLO definitions and denominators side by side", tuple(lead), charts, tuple(tables))
 
 
 def _shown(evidence: Evidence) -> list[Point]:
@@ -55,20 +59,45 @@ def _winners(verdicts: Sequence[SloVerdict]) -> Table:
         difference = each.difference
         cell = Cell(text="-", tone="muted")
         if difference is not None and difference.value is not None:
-            bound = "at least" if difference.is_bound and difference.is_resolved else ""
-            cell = Cell(difference.value, difference.low, difference.high, bound)
+            cell = Cell(difference.value, difference.low, difference.high, bound_words(difference))
         tone = {"dynamic": "good", "static": "bad"}.get(each.finding, "")
         unit = "" if difference is None else difference.unit if difference.unit == RATE else difference.what + ", pp"
-        rows.append((Cell(text=each.slo), Cell(text=each.targets), Cell(text=each.winner or "-"),
+        rows.append((Cell(text=each.slo), Cell(text=each.targets), _highest(each),
                      Cell(text=each.best_static or "-"), Cell(text=each.best_dynamic or "-"), cell, Cell(text=unit),
                      Cell(text=_FINDINGS[each.finding], tone=tone)))  # fmt: skip
     caption = "Which arm wins under which SLO, and whether dynamic partitioning pays. Brackets are 95% intervals."
     return Table("winners", caption, columns, tuple(rows))
 
 
+def _highest(each: SloVerdict) -> Cell:
+    if not each.level:
+        return Cell(text="none keeps 90%", tone="muted")
+    if not each.winner:
+        return Cell(text=f"{listed(each.level, 2)} keep every rate tested", tone="muted")
+    rest = each.level[1:]
+    return Cell(text=each.winner + (f"; {listed(rest, 2)} cannot be told from it" if rest else ""))
+
+
+def _own(evidence: Evidence, points: Sequence[Point]) -> list[tuple[Cell, ...]]:
+    """The SLO of this report, and each of its classes where there are several: of their own requests only."""
+    first, *classes = (case for case in slo_cases(evidence) if not case.is_published)
+    rows = []
+    for case in (first, *classes):
+        cells = [Cell(text=case.name), Cell(text=case.targets), Cell(text="90% of requests; this report")]
+        for point in points:
+            shares = [case.of(view.figures) for view in point.views]
+            share = proportion(sum(each.good for each in shares), sum(each.of for each in shares))
+            kept = "kept" if (share.value or 0.0) >= TARGET_SHARE else "not kept"
+            tone = "good" if kept == "kept" else "bad"
+            cells.append(Cell(text="-") if not share.of else Cell(
+                percent(share.value), percent(share.low), percent(share.high), kept, tone))  # fmt: skip
+        rows.append(tuple(cells))
+    return rows
+
+
 def _published(evidence: Evidence, points: Sequence[Point]) -> Table:
     columns = (Column("SLO"), Column("targets"), Column("judged by"), *(Column(point.arm, "%") for point in points))
-    rows = []
+    rows = _own(evidence, points)
     for definition in published_definitions():
         cells = (_under(evidence, definition, point) for point in points)
         rows.append(

@@ -24,11 +24,12 @@ from colocate.bench.report.model import (
     Table,
 )
 from colocate.bench.report.sections.rates import RATE_AXIS, in_ms
-from colocate.bench.report.words import ms, number
+from colocate.bench.report.words import listed, ms, number
 from colocate.bench.statistics import Interval
 
 _CDF_POINTS = 60
 _SHARES = tuple(float(share) for share in np.linspace(0.0, 1.0, _CDF_POINTS))
+_TAIL = tuple(float(1 - rest) for rest in np.geomspace(0.9, 1e-4, _CDF_POINTS))  # tokens of one event share a time
 _VALUES: dict[str, Callable[[RequestRow], Sequence[float | None]]] = {
     "TTFT": lambda row: (ttft_s(row),),
     "TPOT": lambda row: (tpot_s(row),),
@@ -43,35 +44,40 @@ def latency_section(evidence: Evidence) -> Section:
         return Section("latency", "TTFT, TPOT and ITL", ("No arm has a valid run at an offered rate.",))
     at = evidence.at(rate)
     shown = {arm: at[arm.name] for arm in evidence.leading() if arm.name in at}
-    charts: list[Chart] = [_cdf(name, take, shown, rate) for name, take in _VALUES.items()]
+    slo = evidence.promises.default
+    targets = {"TTFT": None if slo.ttft_per_token_s else slo.ttft_s, "TPOT": slo.tpot_s, "ITL": slo.itl_s}
+    charts: list[Chart] = [_distribution(name, shown, rate, ms(targets[name])) for name in _VALUES]
     if len(evidence.rates) > 1:
         charts += [_against_rate(evidence, name) for name in ("ttft_s", "tpot_s")]
     lead = (
-        f"Distributions are at {rate:g} requests/s, the highest rate that most arms have and at which at least "
-        "one of them "
-        "keeps its SLO. Requests that failed have no latency and are counted as misses above.",
+        f"Distributions are at {rate:g} requests/s, the highest rate that most arms have and at which at least one of "
+        "them keeps its SLO. Of the gaps between tokens the long ones matter, so that chart shows how many are longer. "
+        "Dash-dotted lines are targets. Requests that failed have no latency and are counted as misses above.",
     )
     return Section("latency", "TTFT, TPOT and ITL", lead, tuple(charts), (_table(at, rate),))
 
 
-def _cdf(
-    name: str, take: Callable[[RequestRow], Sequence[float | None]], shown: Mapping[Arm, Point], rate: float
-) -> LineChart:
+def _distribution(name: str, shown: Mapping[Arm, Point], rate: float, target_ms: float | None) -> LineChart:
+    """How many values are at most so long; of gaps, how many are longer, down to one in ten thousand."""
     series: list[Series] = []
     words: list[str] = []
+    is_tail = name == "ITL"
+    shares = _TAIL if is_tail else _SHARES
     for arm, point in shown.items():
-        values = np.asarray([value for view in point.views for row in offered(view.run) for value in take(row)
+        values = np.asarray([value for view in point.views for row in offered(view.run) for value in _VALUES[name](row)
                              if value is not None], dtype=np.float64)  # fmt: skip
         if not len(values):
             continue
-        at_ms = tuple(float(value) * 1e3 for value in np.quantile(values, _SHARES))
-        series.append(Series(arm.name, arm.slot, at_ms, tuple(share * 100 for share in _SHARES), has_marker=False))
+        known = [share for share in shares if not is_tail or (1 - share) * len(values) >= 1]
+        at_ms = tuple(float(value) * 1e3 for value in np.quantile(values, known))
+        y = tuple((1 - share if is_tail else share) * 100 for share in known)
+        series.append(Series(arm.name, arm.slot, at_ms, y, has_marker=False))
         p50, p99 = (float(value) * 1e3 for value in np.quantile(values, (0.5, 0.99)))
         words.append(f"{arm.name}: p50 {number(p50)}, p99 {number(p99)} ms, n = {len(values):,}")
-    what = "gaps between tokens" if name == "ITL" else "requests"
-    title = f"{name} at {rate:g} requests/s, share of {what}"
-    return LineChart(f"cdf-{name.lower()}", title, "; ".join(words) + ".", f"{name}, ms", f"{what}, %",
-                     (Panel("", tuple(series)),), None, 100.0, is_x_log=True)  # fmt: skip
+    title = f"{name} at {rate:g} requests/s: " + ("gaps longer than this" if is_tail else "requests up to this")
+    return LineChart(f"cdf-{name.lower()}", title, "; ".join(words) + ".", f"{name}, ms",
+                     "gaps, %" if is_tail else "requests, %", (Panel("", tuple(series)),), None,
+                     None if is_tail else 100.0, level_x=target_ms, is_x_log=True, is_y_log=is_tail)  # fmt: skip
 
 
 def _against_rate(evidence: Evidence, name: str) -> LineChart:
@@ -159,10 +165,10 @@ def frontier_section(evidence: Evidence) -> Section | None:
     chart = ScatterChart("frontier", f"P90 of TTFT against P90 of TPOT at {rate:g} requests/s", alt, "TPOT p90, ms",
                          "TTFT p90, ms", tuple(marks), tuple((mark.x, mark.y or 0.0) for mark in on_front),
                          targets)  # fmt: skip
-    names = ", ".join(mark.label for mark in on_front)
+    names = listed([mark.label for mark in on_front])
     lead = (
-        f"Each arm at {rate:g} requests/s; lower left is better. No other arm is at least as good on both as: {names}. "
-        "Dash-dotted lines are the targets of the default SLO class.",
+        f"Each arm at {rate:g} requests/s with 95% intervals; lower left is better. By their points, no arm beats "
+        f"{names} on both. Dash-dotted lines are the targets of the default SLO class.",
     )
     return Section("frontier", "TTFT against TPOT", lead, (chart,))
 

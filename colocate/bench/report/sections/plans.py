@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from colocate.bench.metrics.window import window
 from colocate.bench.records import ServerSample, Switch
@@ -22,11 +22,15 @@ from colocate.bench.report.model import (
     Table,
     TimelineChart,
 )
-from colocate.bench.report.words import number
+from colocate.bench.report.words import listed, number
 from colocate.telemetry.quantiles import quantile
 
 _MAX_POINTS = 240  # of one line over time
 _LISTED = 200  # switches in the table
+_NAMED = 6  # arms in a sentence
+_MAX_PARTS = 8  # plans that a bar tells apart; what is left is one part
+_WHOLE = ("all-prefill", "all-decode")  # lent: the other phase has no unit
+_LAST = ("shared", "(switching)")  # not on the scale of units
 
 
 def residency_section(evidence: Evidence) -> Section:
@@ -35,23 +39,33 @@ def residency_section(evidence: Evidence) -> Section:
     if not points:
         text = "No server told which plan was in force, so there is no residency to show."
         return Section("residency", "Residency and switches", (text,))
-    chosen = _at_reference(evidence, points)
-    parts = _residency(chosen)
+    moving = [point for point in points if len(_residency([point])) > 1]
+    still = [arm.name for arm in evidence.arms if arm.name in {point.arm for point in points}
+             and arm.name not in {point.arm for point in moving}]  # fmt: skip
+    if not moving:
+        return Section("residency", "Residency and switches", (f"No arm changed its plan: {listed(still, _NAMED)}.",))
+    chosen = _at_reference(evidence, moving)
+    parts = _largest(_residency(chosen))
     names = tuple(point.arm for point in chosen)
     gist = "; ".join(
         f"{name}: " + ", ".join(f"{plan} {number(values[i])} %" for plan, values in parts if values[i] >= 1)
         for i, name in enumerate(names)
     )
     title = f"Share of phase-active time by plan, {chosen[0].load}"
-    charts: list[Chart] = [BarChart("residency-bars", title, f"{gist}.", "% of phase-active time", names, parts, 100.0)]
+    charts: list[Chart] = [BarChart("residency-bars", title, f"{gist}.", "% of phase-active time", names, parts, 100.0,
+                                    is_ordered=True)]  # fmt: skip
     switching = [
         (_arm(evidence, point.arm), point.views[0]) for point in chosen if point.views[0].run.manifest.switches
     ]
     if switching:
         charts.append(_switches_over_time(switching))
-    lead = ("Residency is the share of the time in which a phase was active that a plan was truly in force.",)
-    tables = (_ledger(points), *([_switch_list(switching)] if switching else []))
-    return Section("residency", "Residency and switches", lead, tuple(charts), tables)
+    lead = [
+        "Residency is the share of the time in which a phase was active that a plan was truly in force; plans are in "
+        "order of decode's units. all-prefill and all-decode: one phase was idle, and the other had its units.",
+    ]
+    lead += [f"{listed(still, _NAMED)} had one plan all the time."] if still else []
+    tables = (_ledger(moving), *([_switch_list(switching)] if switching else []))
+    return Section("residency", "Residency and switches", tuple(lead), tuple(charts), tables)
 
 
 def _at_reference(evidence: Evidence, points: Sequence[Point]) -> list[Point]:
@@ -72,13 +86,25 @@ def _residency(points: Sequence[Point]) -> tuple[tuple[str, tuple[float, ...]], 
         told = [view.run.manifest.residency for view in point.views if view.run.manifest.residency]
         plans = {plan for each in told for plan in each}
         shares.append({plan: sum(each.get(plan, 0.0) for each in told) / len(told) * 100 for plan in plans})
-    ordered = sorted({plan for each in shares for plan in each}, key=_decode_units)
+    ordered = sorted({plan for each in shares for plan in each}, key=_by_decode_units)
     return tuple((plan, tuple(each.get(plan, 0.0) for each in shares)) for plan in ordered)
 
 
-def _decode_units(plan: str) -> tuple[int, str]:
+def _by_decode_units(plan: str) -> tuple[float, str]:
     units = units_of(plan)
-    return (units[1] if units else -1, plan)
+    places = {"all-prefill": -1.0, "all-decode": 1e9, **dict.fromkeys(_LAST, 2e9)}
+    return (float(units[1]) if units else places.get(plan, 3e9), plan)
+
+
+def _largest(parts: tuple[tuple[str, tuple[float, ...]], ...]) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """As many plans as a bar can show; the others as one."""
+    if len(parts) <= _MAX_PARTS:
+        return parts
+    ranked = sorted(parts, key=lambda part: -max(part[1]))
+    kept = {plan for plan, _ in ranked[: _MAX_PARTS - 1]}
+    others = [values for plan, values in parts if plan not in kept]
+    rest = (f"{len(others)} other plans", tuple(map(sum, zip(*others, strict=True))))
+    return (*(part for part in parts if part[0] in kept), rest)
 
 
 def _applied_ms(switch: Switch) -> float | None:
@@ -170,7 +196,7 @@ def timeline_section(evidence: Evidence) -> Section:
 
 def _timeline(arm: Arm, point: Point, view: RunView) -> TimelineChart:
     manifest, samples = view.run.manifest, view.run.samples
-    bands = bands_of(manifest.switches, samples, manifest.elapsed_s)
+    bands = bands_of(manifest.switches, samples, manifest.elapsed_s, _num_units(view))
     queues = tuple(
         line
         for line in (
@@ -199,9 +225,19 @@ def _timeline(arm: Arm, point: Point, view: RunView) -> TimelineChart:
     )
 
 
-def bands_of(switches: Sequence[Switch], samples: Sequence[ServerSample], end_s: float) -> tuple[Band, ...]:
+def _num_units(view: RunView) -> int | None:
+    """Units of the device, as the server told."""
+    facts = view.run.manifest.target.settings.get("device")
+    units = facts.get("units") if isinstance(facts, Mapping) else None
+    return units if isinstance(units, int) else None
+
+
+def bands_of(
+    switches: Sequence[Switch], samples: Sequence[ServerSample], end_s: float, num_units: int | None = None
+) -> tuple[Band, ...]:
     """Plans in force one after another: from switches, by when the last worker applied them (decided, where none
-    acknowledged); without switches, from what the samples saw."""
+    acknowledged); without switches, from what the samples saw. `num_units` of the device, where it is known, are what
+    one phase has under a plan that lends it everything."""
     changes: list[tuple[float, str]] = []
     if switches:
         changes.append((0.0, switches[0].source))
@@ -216,6 +252,8 @@ def bands_of(switches: Sequence[Switch], samples: Sequence[ServerSample], end_s:
     bands: list[Band] = []
     for (start, plan), end in zip(changes, ends, strict=True):
         units = units_of(plan)
+        if units is None and num_units is not None and plan in _WHOLE:
+            units = (num_units, 0) if plan == "all-prefill" else (0, num_units)
         if end > start:
             bands.append(Band(start, end, plan, units and units[0], units and units[1]))
     return tuple(bands)

@@ -27,10 +27,11 @@ from colocate.bench.report.words import count, listed, number, percent
 from colocate.bench.statistics import Proportion, proportion
 
 LEVEL = TARGET_SHARE * 100
+OVERVIEW = "attainment-all"
 RATE_AXIS = "offered requests/s"
-_GOOD_AXIS = "requests within SLO, %"
+GOOD_AXIS = "requests within SLO, %"
 _MEASURES: tuple[Measure, ...] = ("ttft", "tpot", "itl")
-_DASH_OF: dict[Measure, Dash] = {"ttft": "dotted", "tpot": "dashed"}
+_DASH_OF: dict[Measure, Dash] = {"ttft": "dotted", "tpot": "dashed", "itl": "dashdot"}
 
 
 def attainment_section(evidence: Evidence, found: Mapping[str, Curve]) -> Section:
@@ -38,6 +39,8 @@ def attainment_section(evidence: Evidence, found: Mapping[str, Curve]) -> Sectio
     charts: list[Chart] = []
     if found and len(evidence.rates) > 1:
         charts = [_overview(evidence, found), _by_arm(evidence, found)]
+    elif found:
+        charts = [_at_one_rate(found, evidence.rates[0])]
     lead = (
         "A request is good if it finished and met every target of its class; latencies count from the scheduled time. "
         f"{_keeps(found)}"
@@ -54,28 +57,47 @@ def _keeps(found: Mapping[str, Curve]) -> str:
 
 def _overview(evidence: Evidence, found: Mapping[str, Curve]) -> LineChart:
     ordered = sorted(evidence.arms, key=lambda arm: (arm.slot < 0, arm.slot))
-    series = tuple(_both(arm, found[arm.name]) for arm in ordered if arm.name in found)
+    series = tuple(attainment_line(arm.name, arm.slot, found[arm.name]) for arm in ordered if arm.name in found)
     gist = "; ".join(
         f"{name} falls from {number(percent(curve.points[0].share))} % at {curve.points[0].rate_per_s:g} to "
         f"{number(percent(curve.points[-1].share))} % at {curve.points[-1].rate_per_s:g}"
         for name, curve in found.items()
     )
     title = "Requests within SLO against offered rate"
-    return LineChart(
-        "attainment-all", title, f"{gist} requests/s.", RATE_AXIS, _GOOD_AXIS, (Panel("", series),), LEVEL, 100.0
+    return LineChart(OVERVIEW, title, f"{gist} requests/s.", RATE_AXIS, GOOD_AXIS, (Panel("", series),), LEVEL, 100.0,
+                     bottom(series), is_dodged=True)  # fmt: skip
+
+
+def bottom(series: Sequence[Series]) -> float:
+    """Where the axis of shares starts: at zero, unless nothing is near it."""
+    lows = [low for each in series for low in each.low if low is not None]
+    return max(0.0, min(80.0, min(lows, default=0.0) // 10 * 10 - 10))
+
+
+def _at_one_rate(found: Mapping[str, Curve], rate: float) -> DotChart:
+    """Without a second rate there is no curve: the arms at the one there is."""
+    ordered = sorted(found.values(), key=lambda curve: -curve.points[0].share)
+    shares = [curve.points[0].attainment for curve in ordered]
+    marks = tuple(
+        Mark(arm.name, arm.slot, (share.value or 0.0) * 100, low=percent(share.low), high=percent(share.high))
+        for arm, share in zip((curve.arm for curve in ordered), shares, strict=True)
     )
+    gist = "; ".join(f"{mark.label} {number(mark.x)} %" for mark in marks)
+    title = f"Requests within SLO at {rate:g} requests/s"
+    return DotChart(OVERVIEW, title, f"{gist}.", GOOD_AXIS, marks, LEVEL, 100.0)
 
 
-def _both(arm: Arm, curve: Curve) -> Series:
+def attainment_line(label: str, slot: int, curve: Curve, dash: Dash | None = None) -> Series:
+    """Attainment by rate with its interval; `dash` None for that of the slot."""
     points = curve.points
     return Series(
-        arm.name,
-        arm.slot,
+        label,
+        slot,
         tuple(point.rate_per_s for point in points),
         tuple(percent(point.share) for point in points),
         tuple(percent(point.attainment.low) for point in points),
         tuple(percent(point.attainment.high) for point in points),
-        "solid",
+        dash,
     )
 
 
@@ -86,7 +108,7 @@ def _by_arm(evidence: Evidence, found: Mapping[str, Curve]) -> LineChart:
         curve = found.get(arm.name)
         if curve is None:
             continue
-        series = [_both(arm, curve)]
+        series = [attainment_line(arm.name, arm.slot, curve, "solid")]
         for measure, dash in _DASH_OF.items():
             line = _one_target(arm, evidence.of_arm(arm.name), measure, dash)
             series += [line] if line else []
@@ -94,9 +116,10 @@ def _by_arm(evidence: Evidence, found: Mapping[str, Curve]) -> LineChart:
         panels.append(Panel(arm.name, tuple(series), ((at, LEVEL, arm.slot),) if at is not None else ()))
         crosses = "does not cross" if at is None else f"crosses at {number(at)}"
         words.append(f"{arm.name} {crosses} {LEVEL:g}%")
-    legend: tuple[tuple[str, Dash], ...] = (("both", "solid"), ("TTFT only", "dotted"), ("TPOT only", "dashed"))
+    measures = [measure for measure in _DASH_OF if any(_of_measure(point, measure).of for point in evidence.points)]
+    legend = (("all targets", "solid"), *((f"{measure.upper()} only", _DASH_OF[measure]) for measure in measures))
     title = "Which target binds, arm by arm"
-    return LineChart("attainment-by-arm", title, "; ".join(words) + f" {RATE}.", RATE_AXIS, _GOOD_AXIS, tuple(panels),
+    return LineChart("attainment-by-arm", title, "; ".join(words) + f" {RATE}.", RATE_AXIS, GOOD_AXIS, tuple(panels),
                      LEVEL, 100.0, legend=legend)  # fmt: skip
 
 
@@ -211,6 +234,8 @@ def _goodput_words(each: Goodput) -> str:
 
 def _mark(evidence: Evidence, each: Goodput) -> Mark:
     slot = next(arm.slot for arm in evidence.arms if arm.name == each.arm)
+    if each.above is None:
+        return Mark(each.arm, slot, each.below or 0.0, is_below=True)
     return Mark(each.arm, slot, each.value or 0.0, low=each.low, high=each.high, is_open=each.below is None)
 
 

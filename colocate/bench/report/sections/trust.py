@@ -1,15 +1,10 @@
-"""What may be wrong with the figures, and how to repeat them."""
+"""What may be wrong with the figures."""
 
 from __future__ import annotations
-
-import shlex
-from collections.abc import Mapping
 
 from colocate.bench.report.collect import Evidence
 from colocate.bench.report.model import Cell, Column, Section, Table
 from colocate.bench.report.words import count, listed
-
-_MAX_COMMANDS = 12
 
 
 def validity_section(evidence: Evidence) -> Section:
@@ -111,51 +106,3 @@ def _lateness_table(evidence: Evidence) -> Table:
             )
         )
     return Table("lateness", "How late the client itself was: sent minus scheduled.", columns, tuple(rows))
-
-
-def reproduce_section(evidence: Evidence) -> Section:
-    """Commands, machine and versions."""
-    sweeps = [shlex.join(sweep.command) for sweep in evidence.sweeps if sweep.command]
-    runs = dict.fromkeys(shlex.join(view.run.manifest.command) for view in evidence.views if view.run.manifest.command)
-    servers = dict.fromkeys(
-        shlex.join(view.run.manifest.target.command) for view in evidence.views if view.run.manifest.target.command
-    )
-    code = sweeps or list(runs)[:_MAX_COMMANDS]
-    lead = [
-        "Each run folder holds manifest.json (versions, settings, seeds, hash of the workload) and "
-        "requests.jsonl (one row "
-        "per offered request), from which every figure here is made."
-    ]
-    if not sweeps and len(runs) > _MAX_COMMANDS:
-        lead.append(f"The first {_MAX_COMMANDS} of {len(runs)} commands; the others stand in the manifests.")
-    facts = (
-        Table(
-            "machine",
-            "Machine of the client, as its manifests tell.",
-            (Column("what"), Column("value")),
-            tuple((Cell(text=name), Cell(text=value)) for name, value in _facts(evidence).items()),
-        ),
-    )
-    return Section(
-        "reproduce", "How to reproduce", tuple(lead), (), facts, (), tuple(code) + tuple(servers)[:_MAX_COMMANDS]
-    )
-
-
-def _facts(evidence: Evidence) -> dict[str, str]:
-    found: dict[str, dict[str, None]] = {}
-
-    def add(name: str, value: object) -> None:
-        if value not in (None, "", (), {}):
-            found.setdefault(name, {})[str(value)] = None
-
-    for view in evidence.views:
-        manifest = view.run.manifest
-        for source, prefix in ((manifest.host, ""), (manifest.git, "git ")):
-            for name, value in source.items():
-                if not isinstance(value, Mapping | list | tuple) and name != "load_average":
-                    add(prefix + name.replace("_", " "), value)
-        add(f"system {manifest.target.system}", manifest.target.version or "version not told")
-        add("model", manifest.target.model)
-        add("device", manifest.target.device)
-        add("workload", f"{manifest.workload}, SLO {'; '.join(manifest.slo_classes) or 'none'}")
-    return {name: listed(list(values), 4) for name, values in found.items()}
