@@ -17,6 +17,7 @@ from colocate.bench.read import read_run, read_sweep
 from tests.daemon import eventually
 from tests.limits import START_LIMIT_S
 
+RECOMPUTE = Path(__file__).parents[2] / "benchmarks" / "recompute.py"
 PROFILE = Path(__file__).parents[1] / "data" / "slow_profile.yaml"
 _MARK = "TEST_SWEEP_MARK"  # inherited by every process of one sweep
 WORDS = (
@@ -100,6 +101,9 @@ def test_a_sweep_that_is_killed_leaves_nothing_running_and_goes_on(tmp_path: Pat
         assert run.manifest.target.command[:3] == ("colocate", "serve", "demo")
         assert run.manifest.figures["server_resident_bytes"] > 1 << 20  # type: ignore[operator]
         assert not (run.folder / "server.log").exists()
+    folders = [str(run.folder) for run in found.runs]
+    again = subprocess.run([sys.executable, RECOMPUTE, *folders], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout
     for row in re.findall(r"^ *(?:shared|elastic) .*$", output, re.MULTILINE):
         assert "100%" in row and ">= 4/s" in row
 

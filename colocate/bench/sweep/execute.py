@@ -15,9 +15,11 @@ from pathlib import Path
 
 from msgspec import structs
 
+from colocate.bench.figures import run_figures, write_figures
 from colocate.bench.folder import MANIFEST, RunFolder
 from colocate.bench.manifest import written_command
 from colocate.bench.plan import BenchPlan
+from colocate.bench.read import read_run
 from colocate.bench.records import SweepArm
 from colocate.bench.run import run_bench
 from colocate.bench.sweep.estimate import Estimate, Pace, duration, estimate_runs, estimate_search, pace_of
@@ -213,6 +215,8 @@ class SweepRunner:
             raise ConfigError(
                 str(self._journal.run_folder(spec)), "was not written whole", "run the same command again"
             )
+        folder = self._journal.run_folder(spec)
+        write_figures(folder, run_figures(read_run(folder)))
         if result.whole_s is not None and result.status != "failed":
             self._pace.observe(spec, result.whole_s)
         made = len(made_runs(self._plan, self._journal.result))
