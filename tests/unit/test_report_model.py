@@ -198,6 +198,17 @@ def test_a_against_b(folder: Path, tmp_path: Path) -> None:
     assert (line_a.y[2], line_b.y[2]) == (pytest.approx(a), pytest.approx(b))
 
 
+def test_sides_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    arms = (static(40, 3.0), static(96, 2.0))
+    folder = small(tmp_path, *arms, seeds=(0, 1, 2), statuses={("static:p36d96", 4.0, 2): "invalid"})
+    found = build_report(ReportRequest((folder,), compare=("static:p92d40", "static:p36d96")))
+    figures = {(cells[0].text, cells[1].text): cells for cells in table(found, "differences").rows}
+    cells = figures["4 requests/s", "TTFT p90"]
+    a, b, difference = (cell.value for cell in cells[3:6])
+    assert a is not None and b is not None and difference == pytest.approx(a - b)
+    assert cells[8].text == "40 requests against 40, 2 seeds"
+
+
 def test_two_folders_have_sections_and_cautions_of_their_own(tmp_path: Path) -> None:
     a = small(tmp_path / "a", static(40, 3.0), static(96, 2.0))
     b = small(tmp_path / "b", static(40, 3.0), static(96, 2.0), statuses={("static:p92d40", 2.0, 0): "invalid"})

@@ -21,7 +21,7 @@ ARMS = (static(40, 3.0), dynamic("slo", 3.0), Truth("vllm", "peer", 3.0, system=
 
 
 def _sweep(tmp_path: Path, *recalls: RecallRecord, keep_token_ids: bool = False) -> Path:
-    world = World(ARMS, rates=(2.0, 4.0), seeds=(0, 1), num_requests=20, keep_token_ids=keep_token_ids)
+    world = World(ARMS, rates=(2.0, 4.0), seeds=(0, 1), num_requests=20, keep_token_ids=keep_token_ids, kind="cpu")
     folder = world.write(tmp_path / "sweep")
     (folder / "recall").mkdir()
     for number, record in enumerate(recalls):
@@ -75,7 +75,7 @@ def test_one_model_is_written_three_ways(tmp_path: Path) -> None:
                                    "high": pytest.approx(95.65, abs=0.01), "tone": "bad"}  # fmt: skip
     (shown,) = re.findall(r'<table id="recall">.*?</table>', page, re.DOTALL)
     assert '<td class="number bad"><data value="90.0">90' in shown
-    assert '<td class="text bad">failed: ended with code 1:\nno such plan</td>' in shown
+    assert '<td class="text long bad">failed: ended with code 1:\nno such plan</td>' in shown
     assert re.search(r"^\| slo \| 45 \| 50 \| 90\S* \\\[7\d", markdown, re.MULTILINE)
     assert re.search(
         r"^\| static:p92d40 \| - \| - \| - \| demo \| 16 \| failed: .*no such plan \|$", markdown, re.MULTILINE

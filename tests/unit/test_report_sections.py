@@ -150,7 +150,9 @@ def test_denominators_differ_where_requests_failed(report: ReportModel) -> None:
 
 
 def test_identical_answers(tmp_path: Path) -> None:
-    folder = small(tmp_path, keep_token_ids=True)
+    emulated = build_report(ReportRequest((small(tmp_path / "emulated", keep_token_ids=True),)))
+    assert "quality" not in {part.id for part in emulated.sections}, "it draws its tokens from a formula"
+    folder = small(tmp_path, keep_token_ids=True, kind="cpu", device="Example CPU")
     path = folder / "runs" / "slo_2_0" / "requests.jsonl"
     first, *rest = path.read_text().splitlines()
     changed = json.loads(first)

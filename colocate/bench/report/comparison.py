@@ -7,7 +7,7 @@ two arms of the same results. Seeds that both have are compared in pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from colocate.bench.arms import compare_arms
 from colocate.bench.figures import RunFigures
@@ -87,11 +87,23 @@ def _figures(a: Evidence, b: Evidence, arm_a: str, arm_b: str, has_many_arms: bo
     for point in a.points:
         other = points_b.get((point.rate, point.concurrency))
         if point.arm == arm_a and _valid(point) and other is not None:
-            yield from _point_figures(prefix + point.load, point, other)
+            yield from _point_figures(prefix + point.load, *_same_seeds(point, other))
 
 
 def _valid(point: Point) -> bool:
     return any(view.run.status == "valid" for view in point.views)
+
+
+def _same_seeds(a: Point, b: Point) -> tuple[Point, Point]:
+    """Both with the seeds that both have, as the difference is made of these: one side's own seed would move its value
+    and not the difference. As they are where no seed is common."""
+    seeds_a, seeds_b = ({view.run.manifest.seed for view in point.views} for point in (a, b))
+    common = seeds_a & seeds_b
+    if not common:
+        return a, b
+    kept = [replace(point, views=tuple(view for view in point.views if view.run.manifest.seed in common))
+            for point in (a, b)]  # fmt: skip
+    return kept[0], kept[1]
 
 
 def _point_figures(load: str, a: Point, b: Point) -> Iterator[PairFigure]:

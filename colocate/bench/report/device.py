@@ -19,6 +19,12 @@ def device_words(manifests: Sequence[RunManifest]) -> str:
     return f"a device that the server did not name; the client ran on {listed(list(hosts))}"
 
 
+def is_emulated(manifest: RunManifest) -> bool:
+    """Whether device times come from a profile and tokens from a formula."""
+    facts = manifest.target.settings.get("device")
+    return isinstance(facts, Mapping) and facts.get("kind") in ("emulated", "simulated")
+
+
 def _told(manifest: RunManifest) -> str:
     target = manifest.target
     facts = target.settings.get("device")

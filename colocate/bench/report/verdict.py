@@ -125,7 +125,7 @@ def _winner_sentence(winner: Curve, level: Sequence[str], lead: Difference | Non
     if winner.is_open and len(level) > 1:
         return (
             f"{count(len(level), 'arm')} keep {SHARE_WORDS} at every rate tested, so none of them has the "
-            f"highest goodput@90: {listed(level, _LISTED)}; {_n(winner)} each. Test higher rates to part them."
+            f"highest goodput@90: {listed(level, _LISTED)}. Test higher rates to part them."
         )
     text = f"{winner.arm.name} has the highest goodput@90: {goodput_words(winner)}; {_n(winner)}."
     if len(found) == 1:
@@ -147,7 +147,9 @@ def _arm_sentence(what: str, curve: Curve, num: int) -> str:
 def _difference_sentence(difference: Difference) -> str:
     if difference.value is None:
         return f"The difference of {difference.what} is not known."
-    share = "" if difference.percent is None else f" ({difference.percent:+.0f}%)"
+    share = ""
+    if difference.percent is not None and difference.unit == RATE:
+        share = f" ({difference.percent:+.0f}%)"
     return (
         f"{difference.a} minus {difference.b}, {difference.what}: {signed_amount(difference)}{share}, "
         f"{difference.n}{'; ' + difference.reason if difference.reason else ''}."

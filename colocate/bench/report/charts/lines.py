@@ -25,7 +25,7 @@ from colocate.bench.report.charts.style import (
     short,
     to_inline_svg,
 )
-from colocate.bench.report.model import LineChart, Panel, ScatterChart, Series
+from colocate.bench.report.model import LineChart, Mark, Panel, ScatterChart, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,10 +203,6 @@ def draw_scatter(chart: ScatterChart) -> str:
         axes.plot([mark.x], [y], marker=shape, color=shade, markersize=6, markeredgecolor=PAGE, markeredgewidth=0.5)
         if mark.slot >= 0:
             handles.append(Line2D([], [], linestyle="", marker=shape, color=shade, markersize=5.5, label=mark.label))
-        else:
-            axes.annotate(
-                short(mark.label), (mark.x, y), (3, 3), textcoords="offset points", fontsize=SMALL_PT - 1, color=MUTED
-            )
     plain_log(axes, "x")
     plain_log(axes, "y")
     limits = axes.get_xlim(), axes.get_ylim()
@@ -219,5 +215,18 @@ def draw_scatter(chart: ScatterChart) -> str:
     axes.set_ylim(
         min(limits[1][0], (chart.levels[1] or limits[1][0]) / 1.1), max(limits[1][1], (chart.levels[1] or 0) * 1.1)
     )
+    for mark in chart.marks:
+        if mark.slot < 0:
+            _name_beside(axes, mark)
     legend(figure, handles)
     return to_inline_svg(figure, chart.id, chart.alt)
+
+
+def _name_beside(axes: Axes, mark: Mark) -> None:
+    """On the side with more room, so that it stays within the axes."""
+    low, high = axes.get_xlim()
+    is_right = mark.x * mark.x > low * high  # of the middle of a logarithmic axis
+    text = axes.annotate(short(mark.label), (mark.x, mark.y or 0.0), (-4 if is_right else 4, 3),
+                         textcoords="offset points", ha="right" if is_right else "left", fontsize=SMALL_PT - 1,
+                         color=MUTED)  # fmt: skip
+    text.set_in_layout(False)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH_IN = 4.4  # of a chart: 317 points, so text is no smaller on a phone
-FONT_PT = 9.0
-SMALL_PT = 8.2
+FONT_PT = 9.4
+SMALL_PT = 8.8
 _LONGEST_NAME = 28
-_LEGEND_CHARS = 60  # that fit beside each other, 8 of them for each sample of a line
+_LEGEND_CHARS = 57  # that fit beside each other, 8 of them for each sample of a line
 
 INK, MUTED, GRID, PAGE = "#010203", "#010204", "#010205", "#010206"
 _SLOTS = tuple(f"#0a0b{slot:02x}" for slot in range(8))
@@ -31,7 +31,7 @@ _ROLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAGE: "page", **{c: f"arm-{i
 LIGHT = ("#0072b2", "#d55e00", "#009e73", "#b8528b", "#a87000", "#3b9ad6", "#202428", "#8a7d00")
 _DARK = ("#4aa8e0", "#f08040", "#2cc79a", "#dd96bd", "#e69f00", "#8fd0f5", "#e8eaed", "#f0e442")
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES: tuple[Any, ...] = (
     "-",
     (0, (5, 1.5)),

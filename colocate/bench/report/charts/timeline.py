@@ -26,7 +26,7 @@ from colocate.bench.report.model import Band, Series, TimelineChart
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PREFILL, _DECODE, _WHOLE = 2, 0, 6  # as the lines of what prefills and decodes
+_PREFILL, _DECODE, _WHOLE = 2, 0, 3  # as the lines of what prefills and decodes
 
 
 def draw_timeline(chart: TimelineChart) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from colocate.bench.quality import agreement
 from colocate.bench.records import RecallRecord
 from colocate.bench.report.collect import Evidence, RunView
+from colocate.bench.report.device import is_emulated
 from colocate.bench.report.model import Cell, Column, Section, Table
 from colocate.bench.report.words import listed, percent
 from colocate.bench.statistics import proportion
@@ -49,8 +50,10 @@ def _identical_table(evidence: Evidence) -> Table | None:
     """Tokens equal to those of the first arm that kept them, request by request. None where fewer than two arms did."""
     by_load: dict[tuple[object, ...], dict[str, RunView]] = {}
     for view in evidence.views:
-        if view.counts and any(row.token_ids is not None and row.outcome == "finished" for row in view.run.rows):
-            manifest = view.run.manifest
+        manifest = view.run.manifest
+        if not view.counts or is_emulated(manifest):  # its tokens come from a formula: no answers to compare
+            continue
+        if any(row.token_ids is not None and row.outcome == "finished" for row in view.run.rows):
             key = (manifest.workload_sha256, manifest.seed, manifest.offered_rate, manifest.concurrency)
             by_load.setdefault(key, {})[manifest.arm] = view
     names = [arm.name for arm in evidence.arms if any(arm.name in views for views in by_load.values())]

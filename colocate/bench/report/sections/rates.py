@@ -28,6 +28,7 @@ from colocate.bench.statistics import Proportion, proportion
 
 LEVEL = TARGET_SHARE * 100
 OVERVIEW = "attainment-all"
+_NEAR_ZERO = 40.0  # percent: an axis that starts lower may as well start at zero
 RATE_AXIS = "offered requests/s"
 GOOD_AXIS = "requests within SLO, %"
 _MEASURES: tuple[Measure, ...] = ("ttft", "tpot", "itl")
@@ -71,7 +72,8 @@ def _overview(evidence: Evidence, found: Mapping[str, Curve]) -> LineChart:
 def bottom(series: Sequence[Series]) -> float:
     """Where the axis of shares starts: at zero, unless nothing is near it."""
     lows = [low for each in series for low in each.low if low is not None]
-    return max(0.0, min(80.0, min(lows, default=0.0) // 10 * 10 - 10))
+    start = min(80.0, min(lows, default=0.0) // 10 * 10 - 10)
+    return start if start >= _NEAR_ZERO else 0.0
 
 
 def _at_one_rate(found: Mapping[str, Curve], rate: float) -> DotChart:
@@ -84,7 +86,7 @@ def _at_one_rate(found: Mapping[str, Curve], rate: float) -> DotChart:
     )
     gist = "; ".join(f"{mark.label} {number(mark.x)} %" for mark in marks)
     title = f"Requests within SLO at {rate:g} requests/s"
-    return DotChart(OVERVIEW, title, f"{gist}.", GOOD_AXIS, marks, LEVEL, 100.0)
+    return DotChart(OVERVIEW, title, f"{gist}.", f"{title}, %", marks, LEVEL, 100.0)
 
 
 def attainment_line(label: str, slot: int, curve: Curve, dash: Dash | None = None) -> Series:
@@ -239,11 +241,16 @@ def _mark(evidence: Evidence, each: Goodput) -> Mark:
     return Mark(each.arm, slot, each.value or 0.0, low=each.low, high=each.high, is_open=each.below is None)
 
 
+def open_end(value: float | None, low: float | None) -> Cell:
+    """Of an arm that keeps the target at every rate tested: its highest rate, and where some draws fall short of it."""
+    return Cell(value, None if low == value else low, None, "at least")
+
+
 def _goodput_row(arm: Arm, each: Goodput, floor: float | None) -> tuple[Cell, ...]:
     if each.above is None:
         value = Cell(text=f"below {number(each.below)}", tone="bad")
     else:
-        value = Cell(each.value, each.low, each.high, text="at least" if each.below is None else "")
+        value = open_end(each.value, each.low) if each.below is None else Cell(each.value, each.low, each.high)
     share = None if floor is None or each.value is None else each.value / floor * 100
     return (
         Cell(text=arm.name),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from colocate.bench.report.collect import Evidence, attainment_of, split_of
 from colocate.bench.report.curves import RATE, Curve, best, compare
 from colocate.bench.report.model import TARGET_SHARE, Arm, Cell, Column, HeatChart, Section, Table
+from colocate.bench.report.sections.rates import open_end
 from colocate.bench.report.words import listed, number, percent
 
 _CELLS = {
@@ -79,7 +80,7 @@ def _ablation_row(name: str, curve: Curve | None, base: Curve | None) -> tuple[C
     if curve.is_below:
         value = Cell(text=f"below {number(curve.points[0].rate_per_s)}", tone="bad")
     else:
-        value = Cell(rate.value, rate.low, rate.high, "at least" if curve.is_open else "")
+        value = open_end(rate.value, rate.low) if curve.is_open else Cell(rate.value, rate.low, rate.high)
     more, unit = nothing, nothing
     if base is not None and base is not curve:
         found = compare(curve, base)
