@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from colocate.bench.report.build import ReportRequest, build_report
 from colocate.bench.report.model import ReportModel
+from colocate.bench.report.picture import check_picture, write_picture
 from colocate.bench.report.write import choose_files, write_report
 from colocate.errors import ConfigError
 
@@ -24,6 +26,7 @@ class ReportAsk:
     slo: tuple[str, ...]
     denominator: str
     title: str
+    picture: Path | None = None
 
 
 def run_report(ask: ReportAsk) -> int:
@@ -39,14 +42,24 @@ def run_report(ask: ReportAsk) -> int:
                 raise ConfigError(
                     "--compare", f"there is no folder {name!r}", "name two folders, or RESULTS and two arms"
                 )
-    files = choose_files(ask.out, [name.strip() for name in ask.formats.split(",") if name.strip()])
+    if ask.picture is not None:
+        check_picture(ask.picture)
+    files = _files(ask)
     model = build_report(ReportRequest(ask.results, ask.title, ask.slo, ask.denominator, ask.compare))
     write_report(model, files)
-    _show(model, files)
+    if ask.picture is not None:
+        write_picture(model, ask.picture)
+    _show(model, [*files.values(), *([ask.picture] if ask.picture else [])])
     return 0
 
 
-def _show(model: ReportModel, files: dict[str, Path]) -> None:
+def _files(ask: ReportAsk) -> dict[str, Path]:
+    """Which file each format goes to; none where a picture is all that is asked for."""
+    formats = [name.strip() for name in ask.formats.split(",") if name.strip()]
+    return {} if ask.picture and ask.out is None and not formats else choose_files(ask.out, formats)
+
+
+def _show(model: ReportModel, files: Sequence[Path]) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(model.verdict.headline)
     for verdict in model.verdict.by_slo:
@@ -59,5 +72,5 @@ def _show(model: ReportModel, files: dict[str, Path]) -> None:
         for caution in model.verdict.cautions:
             console.print(f"Caution: {caution}")
     console.print()
-    for path in files.values():
+    for path in files:
         console.print(f"wrote {path}")
