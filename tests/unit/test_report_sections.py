@@ -12,7 +12,7 @@ from colocate.bench.records import Switch
 from colocate.bench.report.build import ReportRequest, build_report
 from colocate.bench.report.model import BarChart, DotChart, ReportModel
 from colocate.bench.report.sections.plans import bands_of
-from tests.report_world import SMALL, TPOT_S, TTFT_S, raw, row, section, small, table
+from tests.report_world import FAR, SMALL, TPOT_S, TTFT_S, dynamic, raw, row, section, small, static, table
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,17 @@ def test_memory_is_what_the_sweep_saw_of_all_processes(tmp_path: Path) -> None:
     assert (found["memory"].value, found["start"].value) == (4, 4.5)
     other = row(table(model, "memory-table"), "static:p92d40", "4 requests/s")
     assert other["memory"].value == pytest.approx(1.5e9 / 2**30) and other["start"].value is None
+
+
+def test_shares_of_the_best_static_plan_only_where_it_is_bounded(tmp_path: Path) -> None:
+    bounded = small(tmp_path / "a", static(40, 2.5), dynamic("slo", FAR), num_requests=60)
+    rows = table(build_report(ReportRequest((bounded,))), "goodput-table")
+    assert row(rows, "slo")["of the best static plan"].text == "at least"
+    assert (row(rows, "slo")["of the best static plan"].value or 0) > 100
+    assert row(rows, "static:p92d40")["of the best static plan"].value == 100
+    unbounded = small(tmp_path / "b", static(40, FAR), dynamic("slo", 2.5), num_requests=60)
+    rows = table(build_report(ReportRequest((unbounded,))), "goodput-table")
+    assert row(rows, "slo")["of the best static plan"].value is None
 
 
 def test_one_rate_has_a_picture_too(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def goodput_section(evidence: Evidence, found: Mapping[str, Curve], goodput: Seq
                Column("breaks it at", RATE), Column("of the best static plan", "%"), Column("seeds"),
                Column("state"))  # fmt: skip
     statics = [each for each in by_arm if found[each.arm].arm.group == "static" and each.value]
-    floor = statics[0].value if statics else None
+    floor = statics[0] if statics else None
     rows = tuple(_goodput_row(found[each.arm].arm, each, floor) for each in by_arm)
     unresolved = [each.arm for each in by_arm if not each.is_resolved]
     lead = [
@@ -246,19 +246,25 @@ def open_end(value: float | None, low: float | None) -> Cell:
     return Cell(value, None if low == value else low, None, "at least")
 
 
-def _goodput_row(arm: Arm, each: Goodput, floor: float | None) -> tuple[Cell, ...]:
+def _of_floor(each: Goodput, floor: Goodput | None) -> Cell:
+    """Percent of the best static plan's goodput; nothing where that has no upper bound, or the arm's own no lower."""
+    if floor is None or not floor.value or not each.value or (floor.below is None and each is not floor):
+        return Cell(text="-", tone="muted")
+    return Cell(each.value / floor.value * 100, text="at least" if each.below is None and each is not floor else "")
+
+
+def _goodput_row(arm: Arm, each: Goodput, floor: Goodput | None) -> tuple[Cell, ...]:
     if each.above is None:
         value = Cell(text=f"below {number(each.below)}", tone="bad")
     else:
         value = open_end(each.value, each.low) if each.below is None else Cell(each.value, each.low, each.high)
-    share = None if floor is None or each.value is None else each.value / floor * 100
     return (
         Cell(text=arm.name),
         Cell(text=arm.group),
         value,
         Cell(text="none") if each.above is None else Cell(each.above),
         Cell(text="none") if each.below is None else Cell(each.below),
-        Cell(text="-", tone="muted") if share is None else Cell(share),
+        _of_floor(each, floor),
         Cell(each.num_seeds),
         Cell(text="resolved") if each.is_resolved else Cell(text=f"unresolved: {each.reason}", tone="bad"),
     )
