@@ -86,6 +86,7 @@ def test_runs_that_do_not_count_are_listed_and_left_out(tmp_path: Path) -> None:
     assert point["counted"].text.startswith("failed: the server did not start")
     assert model.verdict.by_slo[0].finding == "unknown"
     words = " ".join(model.verdict.cautions)
+    assert "left out (late client, cut, or failed): 4 of slo. What is left may flatter" in words
     assert "slo at 4 requests/s" in words and "1 run of the sweep missing: static:p92d40 at 4/s, seed 1" in words
 
 

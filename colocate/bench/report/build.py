@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import structs
 
 import colocate
-from colocate.bench.report.collect import Evidence, collect
+from colocate.bench.report.collect import Evidence, RunView, collect
 from colocate.bench.report.comparison import check_arms, comparison_sections, comparison_words
 from colocate.bench.report.curves import Curve, curves, goodput_of, slo_cases
 from colocate.bench.report.device import device_words
@@ -104,7 +105,7 @@ def _cautions(evidence: Evidence, found: Mapping[str, Curve]) -> tuple[str, ...]
     if empty:
         words.append(f"Failed, without a run that counts: {listed(empty, 6)}.")
     if left_out:
-        words.append(f"{len(left_out)} of {count(len(evidence.views), 'run')} left out (late client, cut, or failed).")
+        words.append(_left_out_words(left_out, len(evidence.views)))
     if evidence.unreadable:
         words.append(f"{count(len(evidence.unreadable), 'result')} could not be read.")
     words += recall_words(evidence)
@@ -121,6 +122,15 @@ def _cautions(evidence: Evidence, found: Mapping[str, Curve]) -> tuple[str, ...]
     if not_told and len(not_told) < len(evidence.arms):
         words.append(f"These servers did not name their device: {listed(not_told, 6)}.")
     return tuple(words)
+
+
+def _left_out_words(left_out: Sequence[RunView], num_runs: int) -> str:
+    """Whose runs they are matters: where client and server share cores, a server may be what makes the client late."""
+    by_arm = Counter(view.run.manifest.arm for view in left_out)
+    named = listed([f"{num} of {arm}" for arm, num in by_arm.most_common()], 6)
+    late = " What is left may flatter an arm whose load made the client late." if any(
+        view.run.status == "invalid" for view in left_out) else ""  # fmt: skip
+    return f"{len(left_out)} of {count(num_runs, 'run')} left out (late client, cut, or failed): {named}.{late}"
 
 
 def _compare_report(request: ReportRequest, names: tuple[str, str]) -> ReportModel:
