@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,24 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from outside_tool import Load, bench_figures, compare, guidellm_command, guidellm_figures
+from outside_tool import (
+    LOADS,
+    PROFILE,
+    SLOW,
+    Load,
+    bench_command,
+    bench_figures,
+    compare,
+    device_flags,
+    furthest,
+    guidellm_command,
+    guidellm_figures,
+)
+from outside_tool import table as rulers_table
+from peer_arms import BEST_CHUNKS, CHUNKED, SETTINGS, chunk_arms, installed, read_best, rule, study_arms
+from peer_figures import Seen, best_chunks, figures, medians, notes, split_gaps, table
 from peer_model import name_every_id, write_peer_model
-from peers import ARMS, Seen, chosen_arms, figures, medians, prompt_load, split_gaps, table
-from peers import SETTINGS as STUDIES
+from peers import prompt_load, report
 from random_model import DEMO, SHAPES
 from safetensors.numpy import load_file
 from systems.gguf_export import CONTROL, NORMAL, UNUSED, gguf_name, merges, rotary_rows, vocabulary
@@ -27,6 +42,7 @@ from tokenizers import Tokenizer
 
 from colocate.bench.records import RequestRow
 from colocate.bench.systems.command import CommandSystem, parse_peers
+from colocate.config.profile import load_profile
 
 VARIABLES = ("PEER_VLLM_PYTHON", "PEER_TRANSFORMERS_PYTHON", "PEER_LLAMA_SERVER", "PEER_SGLANG_PYTHON")
 
@@ -134,10 +150,11 @@ def test_figures_of_a_round_and_their_medians() -> None:
     empty = figures(Seen([], [], 0.0, 1.0))
     assert empty["ttft_p50_s"] is None and empty["output_tokens_per_s"] == 0.0
     assert medians([{"a": 1.0, "b": None}, {"a": 3.0, "b": 5.0}]) == {"a": 2.0, "b": 5.0}
+    assert medians([{"start_s": 40.0}, {"start_s": 12.0}]) == {"start_s": 12.0}  # the first one compiled
 
 
 def test_long_prompts_come_after_the_warm_up_and_end_inside() -> None:
-    for study in STUDIES.values():
+    for study in SETTINGS.values():
         load = prompt_load(study)
         due_s = [each.arrival_s for each in load.rows]
         assert due_s[0] < study.warmup_s < due_s[1]
@@ -153,13 +170,53 @@ def test_the_table_sets_ratios_beside_ours() -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_what_the_table_does_not_show_is_noted() -> None:
+    fine = {"num_failed": 0, "num_prompts_unanswered": 0, "tokens_per_event": 1.0}
+    rounds = {"a": [fine, fine], "b": [fine | {"num_failed": 2, "tokens_per_event": 3.5, "num_prompts_unanswered": 1}]}
+    assert notes(rounds, 2) == [
+        "b: measured in 1 of 2 rounds",
+        "b: 2 requests failed",
+        "b: 1 long prompts had no answer in time and are not in its TTFT",
+        "b: 3.50 tokens came together, so its ITL is not that of single tokens",
+    ]
+    written = report(rounds, 2, {"colocate": "abc", "vllm": "0.32.0"}, rule((64, 128))).splitlines()
+    assert written[0].startswith("| server | TTFT")
+    assert "Versions: colocate abc, vllm 0.32.0." in written
+    assert "the best chunk of 64, 128 tokens" in written[-5]
+    assert written[-1].startswith("b: 3.50")
+
+
+def test_the_best_chunk_has_the_smallest_product() -> None:
+    results = {
+        "x 128": {"ttft_p50_s": 4.0, "itl_prefill_p99_s": 0.1, "num_prompts_unanswered": 0},
+        "x 512": {"ttft_p50_s": 1.5, "itl_prefill_p99_s": 0.2, "num_prompts_unanswered": 0},
+        "x 1024": {"ttft_p50_s": 1.0, "itl_prefill_p99_s": 0.25, "num_prompts_unanswered": 1},
+        "y 128": {"ttft_p50_s": None, "itl_prefill_p99_s": 0.1, "num_prompts_unanswered": 3},
+    }
+    sizes = {name: {f"{name} {tokens}": tokens for tokens in (128, 512, 1024)} for name in ("x", "y")}
+    assert best_chunks(results, sizes) == {"x": 512}
+
+
+def test_each_system_is_measured_with_each_chunk_and_compared_with_its_best(tmp_path: Path) -> None:
+    assert len({arm.name for arm in chunk_arms((64, 128))}) == 2 * len(CHUNKED)
+    best, chosen_by = read_best(BEST_CHUNKS)
+    assert set(best) == set(CHUNKED)
+    assert "the best chunk of" in chosen_by and all(f" {tokens}" in chosen_by for tokens in best.values())
+    names = [arm.name for arm in study_arms(best)]
+    assert {f"{name} {tokens}" for name, tokens in best.items()} < set(names)
+    assert {"vllm", "llama.cpp", "transformers", "colocate elastic"} < set(names)
+    assert read_best(tmp_path / "absent") == ({}, "")
+
+
 @pytest.mark.usefixtures("nothing_installed")
 def test_what_is_not_installed_is_left_out_and_said(capsys: pytest.CaptureFixture[str]) -> None:
-    arms, versions, left_out = chosen_arms([])
-    assert {arm.name for arm in arms} == {arm.name for arm in ARMS if arm.peer is None}
+    wanted = study_arms(dict.fromkeys(CHUNKED, 512))
+    arms, versions, left_out = installed(wanted, [])
+    assert [arm.name for arm in arms] == ["colocate static p1d1", "colocate elastic", "colocate chunked 512"]
     assert versions == {}
-    assert len(left_out) == len(ARMS) - len(arms)
+    assert len(left_out) == len(wanted) - len(arms) == 6
     assert left_out[0] == "vllm: vllm is not installed, see benchmarks/systems/"
+    assert [arm.name for arm in installed(wanted, ["colocate e"])[0]] == ["colocate elastic"]
     assert document(peers(Path("m.gguf")), Path("m.gguf"), 8) == {"peers": {}}
     assert "llama.cpp: llama.cpp is not installed" in capsys.readouterr().err
 
@@ -232,18 +289,26 @@ def test_both_rulers_are_read_by_the_same_definitions() -> None:
             }
         ]
     }
+    printed = {
+        "num_finished": 2,
+        "ttft_s": {"p50": 0.2},
+        "tpot_s": {"p50": 0.0105},
+        "e2e_s": {"p50": 0.5},
+    }
     shared = {"prompt_tokens": 128, "outcome": "finished", "output_tokens": 3}
     rows = [
-        shared | {"scheduled_s": 1.0, "token_s": [1.2, 1.21, 1.22], "end_s": 1.25},
-        shared | {"scheduled_s": 2.0, "token_s": [], "outcome": "failed", "output_tokens": 0},
-        shared | {"scheduled_s": 2.0, "token_s": [2.2, 2.22, 2.24], "end_s": 2.5},
+        shared | {"scheduled_s": 1.0, "end_s": 1.25},
+        shared | {"scheduled_s": 2.0, "end_s": 2.1, "outcome": "failed", "output_tokens": 0},
+        shared | {"scheduled_s": 2.0, "end_s": 2.5},
     ]
-    theirs, ours = guidellm_figures(report), bench_figures(rows)
+    theirs, ours = guidellm_figures(report), bench_figures(printed, rows)
     assert set(theirs) == set(ours)
     found = compare([theirs], [ours])
     assert found["ttft_p50_s"] == pytest.approx((0.2, 0.2, 0.0))
-    assert found["itl_p50_s"] == pytest.approx((0.010, 0.015, 0.5))
+    assert found["itl_p50_s"] == pytest.approx((0.010, 0.0105, 0.05))
     assert found["output_tokens_per_s"] == pytest.approx((4.0, 4.0, 0.0))
+    assert furthest(found) == pytest.approx(0.05)
+    assert "| mean gap of a request, p50 | 10.00 ms | 10.50 ms | +5.0% |" in rulers_table(found).splitlines()
     report["benchmarks"][0]["metrics"]["request_totals"] = {"successful": 0, "errored": 2}
     with pytest.raises(RuntimeError, match="guidellm had no answer"):
         guidellm_figures(report)
@@ -255,5 +320,21 @@ def test_the_outside_tool_gets_the_same_load(tmp_path: Path) -> None:
     given = dict(zip(words[2::2], words[3::2], strict=False))
     assert json.loads(given["--data"]) == {"kind": "synthetic_text", "prompt_tokens": 100, "output_tokens": 9}
     assert given["--profile"] == "kind=constant,rate=2.5"
-    assert given["--seed"] == "kind=static,seed=3"
+    assert given["--seed"] == "kind=static,value=3"
     assert given["--constraint"] == "kind=max_requests,count=7"
+    words = bench_command("http://h:1", "m", tmp_path, load, tmp_path / "run", 3)
+    given = dict(pairwise(words))
+    assert (given["--lengths"], given["--rate"], given["--arrivals"]) == ("100/9", "2.5", "constant")
+    assert (given["--num-prompts"], given["--seed"], given["--prompts"]) == ("7", "3", "text")
+    assert given["--tokenizer"] == str(tmp_path)
+
+
+def test_the_rulers_meet_on_a_device_that_takes_no_core(tmp_path: Path) -> None:
+    flags = device_flags("emulated", tmp_path)
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    profile = load_profile(Path(given["--profile"]))
+    assert (given["--device"], given["--units"]) == ("emulated", "132")
+    usual = load_profile(PROFILE)
+    assert profile.shares[-1].decode.c == pytest.approx(SLOW * usual.shares[-1].decode.c)
+    assert device_flags("cpu", tmp_path) == ("--units", "1")
+    assert set(LOADS) == {"cpu", "emulated"}
