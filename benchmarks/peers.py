@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py [--model 30m|125m] [--rounds 2] [--arms NAME...] [--out benchmarks/results/peers.json]
     python benchmarks/peers.py --chunks 64 128 256 512 --rounds 1 --window 12 --out benchmarks/results/peers_chunks.json
+    python benchmarks/peers.py --table benchmarks/results/peers.json        the table of a run that is done, or was cut
 
 Four streams decode without pause while a prompt of 2,048 tokens arrives every few seconds, sent by the client of
 `colocate bench`: four requests in flight (16 tokens in, 512 out), and an open loop of long prompts. In each round every
@@ -29,6 +30,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from machine import describe_machine
 from peer_arms import (
@@ -149,6 +151,11 @@ def report(rounds: Rounds, num_rounds: int, versions: dict[str, str], chosen_by:
     return "\n".join(lines)
 
 
+def report_of(record: dict[str, Any]) -> str:
+    """Of a results file."""
+    return report(record["rounds"], record["num_rounds"], record["versions"], record["chosen_by"])
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(SETTINGS), default="30m")
@@ -157,6 +164,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="*", default=[], metavar="NAME", help="only arms whose name begins so")
     parser.add_argument("--chunks", nargs="*", type=int, default=[], metavar="N", help="find the best of these instead")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of these results; nothing is run")
     return parser.parse_args()
 
 
@@ -170,6 +178,9 @@ def written_command(options: argparse.Namespace) -> str:
 
 def main() -> None:
     options = parse()
+    if options.table:
+        print(report_of(json.loads(options.table.read_text())))
+        return
     setting = SETTINGS[options.model]
     if options.window:
         setting = replace(setting, window_s=options.window)
@@ -186,6 +197,8 @@ def main() -> None:
         "versions": versions,
         "setting": {name: getattr(setting, name) for name in Setting.__slots__},
         "left_out": left_out,
+        "num_rounds": options.rounds,
+        "chosen_by": chosen_by,
     }
     rounds: Rounds = {}
     with tempfile.TemporaryDirectory(prefix="colocate-peers-") as folder:

@@ -29,7 +29,7 @@ from outside_tool import table as rulers_table
 from peer_arms import BEST_CHUNKS, CHUNKED, SETTINGS, chunk_arms, installed, read_best, rule, study_arms
 from peer_figures import Seen, best_chunks, figures, medians, notes, split_gaps, table
 from peer_model import name_every_id, write_peer_model
-from peers import prompt_load, report
+from peers import prompt_load, report, report_of
 from random_model import DEMO, SHAPES
 from safetensors.numpy import load_file
 from systems.gguf_export import CONTROL, NORMAL, UNUSED, gguf_name, merges, rotary_rows, vocabulary
@@ -184,6 +184,8 @@ def test_what_the_table_does_not_show_is_noted() -> None:
     assert "Versions: colocate abc, vllm 0.32.0." in written
     assert "the best chunk of 64, 128 tokens" in written[-5]
     assert written[-1].startswith("b: 3.50")
+    record = {"rounds": rounds, "num_rounds": 2, "versions": {"colocate": "abc", "vllm": "0.32.0"}}
+    assert report_of(record | {"chosen_by": rule((64, 128))}).splitlines() == written
 
 
 def test_the_best_chunk_has_the_smallest_product() -> None:
