@@ -58,7 +58,7 @@ def test_times_are_numbers_or_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "splits", "num_arms", "most_s"),
-    [("cpu-demo", ("p1d1",), 6, 2 * 3600), ("emulated-h200", (), 10, 2 * 3600)],
+    [("cpu-demo", ("p1d1",), 7, 2 * 3600), ("emulated-h200", (), 10, 2 * 3600)],
 )
 def test_the_shipped_files_can_be_run_in_their_time(
     tmp_path: Path, name: str, splits: tuple[str, ...], num_arms: int, most_s: float
