@@ -174,3 +174,12 @@ def test_identical_answers(tmp_path: Path) -> None:
     assert compared is not None and same == compared - 1
     assert found["earliest difference"].value == 7
     assert found["tokens before the first difference"].value == pytest.approx(100 - 100 / (compared * 8))
+
+
+def test_an_arm_of_another_sweep_is_named_for_what_it_is(tmp_path: Path) -> None:
+    folder = small(tmp_path)
+    later = small(tmp_path / "later", dynamic("on-demand", 3.0))
+    alone, both = (build_report(ReportRequest(folders)).verdict.cautions for folders in ((folder,), (folder, later)))
+    assert not any("of its own" in caution for caution in alone)
+    (found,) = [caution for caution in both if "of its own" in caution]
+    assert found.startswith("on-demand ran in a sweep of its own")

@@ -52,6 +52,17 @@ def test_dynamic_wins() -> None:
     assert "Dynamic partitioning pays here." in found.sentences
 
 
+def test_a_controller_has_to_be_told_from_every_static_plan() -> None:
+    slo = curve("slo", "dynamic", {2: 1.0, 4: 0.99, 6: 0.6})
+    assert verdict(STATIC, WORSE, slo).finding == "dynamic"
+    vague = curve("static:p5d3", "static", {2: 1.0, 8: 0.7}, per_seed=34)
+    found = verdict(STATIC, vague, slo)
+    assert found.winner == "slo" and STATIC.value > vague.value
+    assert (found.finding, found.best_static) == ("tie", "static:p5d3")
+    assert "It is above static:p1d1, and cannot be told from static:p5d3." in found.sentences
+    assert not any("pays here" in sentence for sentence in found.sentences)
+
+
 def test_static_wins() -> None:
     found = verdict(STATIC, WORSE, curve("slo", "dynamic", {2: 0.99, 4: 0.5, 6: 0.1}))
     assert (found.finding, found.winner) == ("static", "static:p1d1")

@@ -108,6 +108,7 @@ def _cautions(evidence: Evidence, found: Mapping[str, Curve]) -> tuple[str, ...]
         words.append(_left_out_words(left_out, len(evidence.views)))
     if evidence.unreadable:
         words.append(f"{count(len(evidence.unreadable), 'result')} could not be read.")
+    words += _apart_words(evidence)
     words += recall_words(evidence)
     words += missing_words(evidence)
     few = {name: curve.found.rate_per_s.num_seeds for name, curve in found.items()
@@ -122,6 +123,19 @@ def _cautions(evidence: Evidence, found: Mapping[str, Curve]) -> tuple[str, ...]
     if not_told and len(not_told) < len(evidence.arms):
         words.append(f"These servers did not name their device: {listed(not_told, 6)}.")
     return tuple(words)
+
+
+def _apart_words(evidence: Evidence) -> list[str]:
+    """Arms of one sweep take turns; those of another ran at another time."""
+    groups = sorted(({arm.name for arm in sweep.arms} for sweep in evidence.sweeps), key=len)
+    apart = set().union(*groups[:-1]) - groups[-1] if groups else set()
+    if not apart:
+        return []
+    their = "its" if len(apart) == 1 else "their"
+    return [
+        f"{listed(sorted(apart), 6)} ran in a sweep of {their} own, not in turns with the others: "
+        "the machine's drift may differ."
+    ]
 
 
 def _left_out_words(left_out: Sequence[RunView], num_runs: int) -> str:

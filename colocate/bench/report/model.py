@@ -78,7 +78,8 @@ class SloVerdict(Struct, frozen=True):
 
     `winner` is empty where several keep every rate tested, none keeps the lowest, or nothing was measured. `level`
     holds it and the arms that cannot be told from it (those that keep every rate tested), `lead` its difference to the
-    best of the others. `sentences` say it; `finding` is the same for programs.
+    best of the others. `best_static` is what the controller is held against: the static plan that it cannot be told
+    from, where the best one is below it. `sentences` say it; `finding` is the same for programs.
     """
 
     slo: str

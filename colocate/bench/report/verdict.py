@@ -1,8 +1,9 @@
 """The verdict in words: which arm wins under one SLO, by how much, and whether dynamic partitioning pays.
 
 The best static plan is the floor. It is chosen with the same data as the best dynamic arm, so neither side is favoured;
-both are a little too good, as the best of several always is. Where only one static plan was measured there is no best
-one: a controller that beats it has not beaten a good choice of the plan, and nothing is said.
+both are a little too good, as the best of several always is. A controller has to be told from every static plan: where
+the best one is below it and another, seen less sharply, is not, no gain is shown. Where one static plan was measured,
+there is no best one: a controller that beats it has not beaten a good choice of the plan, and nothing is said.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ def judge(case: SloCase, found: Mapping[str, Curve]) -> SloVerdict:
         finding = "one static" if len(statics) == 1 else _finding(difference, dynamic, static)
         sentences += [_arm_sentence("static plan", static, len(statics))]
         sentences += [_arm_sentence("dynamic arm", dynamic, len(dynamics))]
+        rival = best([curve for curve in statics if not compare(dynamic, curve).is_resolved])
+        if finding == "dynamic" and rival:
+            sentences += [f"It is above {static.arm.name}, and cannot be told from {rival.arm.name}."]
+            static, difference, finding = rival, compare(dynamic, rival), "tie"
         sentences += [_difference_sentence(difference), pays_sentence(finding, difference, dynamic, static)]
     else:
         missing = " and no ".join(name for name, curve in (("dynamic", dynamic), ("static", static)) if curve is None)
