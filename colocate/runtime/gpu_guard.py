@@ -26,7 +26,7 @@ from colocate.device.cuda.mps import MpsManager, environment_without_mps, find_t
 from colocate.errors import ConfigError
 from colocate.types import Role
 
-_STEP_S = 1.0  # before a kill, and again after it
+_STEP_S = 1.0
 _RECOVER_S = 2.0  # a server takes clients again once all that a fault hit are gone
 _AGAIN_S = 0.05
 
@@ -86,8 +86,10 @@ class NothingToGuard:
 class MpsGuard:
     """Two workers on one GPU. `keeper_is_client`: it has a context, and shares memory by handles between clients."""
 
-    def __init__(self, manager: MpsManager, *, keeper_is_client: bool) -> None:
+    def __init__(self, manager: MpsManager, *, keeper_is_client: bool, step_s: float = _STEP_S) -> None:
+        """`step_s`: how long the daemon has to answer before a kill, and again after it."""
         self._manager = manager
+        self._step_s = step_s
         self._clients = (*WORKER_PROCESSES, Role.KEEPER) if keeper_is_client else WORKER_PROCESSES
         self._was_started = False
 
@@ -115,10 +117,10 @@ class MpsGuard:
 
     def before_kill(self, pid: int) -> None:
         if self._manager.is_alive:
-            self._manager.control.terminate_client(pid, _STEP_S)
+            self._manager.control.terminate_client(pid, self._step_s)
 
     def after_reap(self, pid: int) -> bool:
-        return not self._manager.is_alive or self._manager.control.wait_gone(pid, _STEP_S)
+        return not self._manager.is_alive or self._manager.control.wait_gone(pid, self._step_s)
 
     def close(self) -> None:
         self._manager.quit()

@@ -20,6 +20,7 @@ from colocate.errors import ConfigError
 from colocate.runtime.gpu_guard import MpsGuard, NothingToGuard, gpu_guard_for
 from colocate.types import Role
 from tests.daemon import eventually
+from tests.limits import START_LIMIT_S
 
 
 @pytest.fixture
@@ -239,9 +240,10 @@ def test_workers_are_clients_and_others_are_not(guard: tuple[MpsGuard, MpsManage
 
 
 def test_a_worker_is_ended_before_the_kill_and_gone_after_it(guard: tuple[MpsGuard, MpsManager]) -> None:
-    gpu, manager = guard
-    gpu.ensure()
+    started, manager = guard
+    started.ensure()
     client = _client(manager, 11)
+    gpu = MpsGuard(manager, keeper_is_client=False, step_s=START_LIMIT_S)
     gpu.before_kill(11)
     assert not fake_mps.is_connected(client)
     assert gpu.after_reap(11)
