@@ -109,14 +109,14 @@ class Journal:
         if not path.exists():
             if any((self.folder / RUNS_FOLDER).iterdir()):
                 raise ConfigError(str(self.folder), f"holds runs and no {SWEEP_FILE}", "name another --out")
-            write_whole(path, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+            write_record(path, manifest)
             return manifest.created
         if not resume:
             raise ConfigError(str(self.folder), "holds a sweep already", "name another --out, or drop --no-resume")
         known = read_sweep_manifest(self.folder)
         if adds_rates(known, manifest):
             known = structs.replace(known, rates=manifest.rates)
-            write_whole(path, msgspec.json.format(msgspec.json.encode(known), indent=1) + b"\n")
+            write_record(path, known)
         differing = differences(known, manifest)
         if differing:
             problem = f"holds another sweep: {'; '.join(differing)}"
@@ -186,11 +186,12 @@ def differences(known: SweepManifest, asked: SweepManifest) -> list[str]:
 
 def write_manifest(folder: Path, manifest: RunManifest) -> None:
     """In place of the one that is there. Raises ConfigError."""
-    write_whole(folder / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    write_record(folder / MANIFEST_FILE, manifest)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """On disk whole or not at all. Raises ConfigError."""
+def write_record(path: Path, record: msgspec.Struct) -> None:
+    """As JSON, on disk whole or not at all. Raises ConfigError."""
+    data = msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:

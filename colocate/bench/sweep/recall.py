@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 from colocate.bench.quality import ChatServer, RecallScore, chat_server, recall_score
@@ -23,7 +22,7 @@ from colocate.bench.records import SCHEMA_VERSION, RecallRecord, SweepArm
 from colocate.bench.sweep.arms import OURS
 from colocate.bench.sweep.estimate import OVERHEAD_S, duration
 from colocate.bench.sweep.execute import Say, in_short, published_command
-from colocate.bench.sweep.journal import cannot_write, write_whole
+from colocate.bench.sweep.journal import cannot_write, write_record
 from colocate.bench.sweep.order import slug
 from colocate.bench.sweep.plan import RecallPlan, SweepPlan
 from colocate.bench.systems.colocate import Colocate
@@ -158,7 +157,7 @@ class RecallRound:
             record = _ask(self._plan, arm, self._log(arm))
             self._tried.add(arm.name)
             self._spent_s.append(time.monotonic() - began_s)
-            write_whole(self._path(arm), msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+            write_record(self._path(arm), record)
             self._say(f"{words_of_recall(record)}; {duration(self._spent_s[-1])}")
         records = (self._record(arm) for arm in self._arms)
         return Recalled(tuple(record for record in records if record is not None), len(self.missing()))
